@@ -1,0 +1,99 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Observe a host and plan it: one remote execution, then pure functions on the controller."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.release import __version__ as ansible_version
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import observation_request
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import InvalidDesired
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
+    InvalidVariables,
+    desired_state,
+    wanted_steps,
+)
+
+MINIMUM_ANSIBLE = (2, 19)
+
+
+class ActionModule(ActionBase):
+    """The task ``gpufleet.workstation.plan``."""
+
+    _requires_connection = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the observation and the plan; in check mode ``changed`` and ``diff`` predict the apply."""
+        task_vars = task_vars or {}
+        result = super().run(tmp, task_vars)
+        result["changed"] = False
+        problem = self._unusable()
+        if problem:
+            return {**result, "failed": True, "msg": problem}
+        try:
+            desired = self._desired(task_vars)
+            request = observation_request(desired)
+        except (InvalidDesired, InvalidVariables) as error:
+            host = task_vars.get("inventory_hostname")
+            return {**result, "failed": True, "msg": f"{host}: {error}. Nothing was changed on any host."}
+        observed = self._execute_module("gpufleet.workstation.gpu_info", module_args=request, task_vars=task_vars)
+        if "observation" not in observed:
+            return {**result, "observation": {}, "plan": _unobserved(observed)}
+        observation = observed["observation"]
+        try:
+            plan = resolve(observation, desired)
+        except InvalidDesired as error:
+            host = task_vars.get("inventory_hostname")
+            return {**result, "failed": True, "msg": f"{host}: {error}. Nothing was changed on any host."}
+        result.update(observation=observation, plan=plan)
+        if self._task.check_mode:
+            result["changed"] = bool(plan["actions"])
+        if self._task.diff:
+            result["diff"] = [_diff(action) for action in plan["actions"]]
+        return result
+
+    def _unusable(self) -> str | None:
+        if tuple(int(part) for part in ansible_version.split(".")[:2]) < MINIMUM_ANSIBLE:
+            return f"ansible-core {ansible_version} is too old: gpufleet.workstation needs 2.19 or newer."
+        if self._task.delegate_to:
+            return "gpufleet.workstation.plan cannot be delegated: it would plan one host from another host's hardware."
+        unknown = sorted(set(self._task.args) - {"steps"})
+        if unknown:
+            return f"gpufleet.workstation.plan takes no {', '.join(unknown)}; its only option is steps."
+        return None
+
+    def _desired(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        steps = wanted_steps(
+            list(task_vars.get("ansible_run_tags") or []),
+            list(task_vars.get("ansible_skip_tags") or []),
+            list(self._task.args.get("steps") or []),
+        )
+        desired = desired_state(task_vars, self._templar.template, steps)
+        return json.loads(json.dumps(desired))  # plain types: no lazily templated containers past this point
+
+
+def _unobserved(observed: dict[str, Any]) -> dict[str, Any]:
+    cause = observed.get("msg") or observed.get("module_stderr") or "gpu_info gave no answer"
+    refusal = {
+        "code": "unobserved",
+        "gpu": None,
+        "reason": f"the host could not be observed: {str(cause).strip()}",
+        "remedy": "Check the become password (-K), sudo and Python 3.9 or newer on the host; nothing was changed on it.",
+    }
+    return {"feasible": False, "refusals": [refusal], "actions": [], "environments": [], "steps": []}
+
+
+def _diff(action: dict[str, Any]) -> dict[str, str]:
+    content = (action.get("data") or {}).get("content")
+    after = content if isinstance(content, str) else f"{action['what']}\n"
+    return {
+        "before_header": f"{action['id']} (now)",
+        "after_header": f"{action['id']} (planned: {action['why']})",
+        "before": "",
+        "after": after,
+    }

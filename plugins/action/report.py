@@ -1,0 +1,66 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Show the fleet's plan or its outcome: reads what the run registered, asks no host anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import (
+    host_row,
+    plan_groups,
+    plan_text,
+    result_text,
+)
+
+display = Display()
+
+_REGISTERED = {"planned": "gpufleet_host", "after": "gpufleet_after", "proof": "gpufleet_proof"}
+
+
+class ActionModule(ActionBase):
+    """The task ``gpufleet.workstation.report``."""
+
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Print the plan or the table for every host of the play, and return it as data."""
+        task_vars = task_vars or {}
+        result = super().run(tmp, task_vars)
+        result["changed"] = False
+        show = self._task.args.get("show", "outcome")
+        if show not in ("plan", "outcome"):
+            return {**result, "failed": True, "msg": f"show is {show!r}; it has to be plan or outcome."}
+        hosts = list(task_vars.get("ansible_play_hosts_all") or [])
+        hostvars = task_vars["hostvars"]
+        width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
+        if show == "plan":
+            plans = {host: _plain(hostvars[host].get("gpufleet_host")) for host in hosts}
+            groups = plan_groups(plans)
+            display.display("\n" + plan_text(plans, width) + "\n")
+            return {**result, "groups": groups, "disruptive": any(group["disruptive"] for group in groups)}
+        rows = [host_row(host, _state(hostvars[host]), self._task.check_mode) for host in hosts]
+        table = result_text(rows, width)
+        display.display("\n" + table + "\n")
+        return {**result, "hosts": {row["host"]: row for row in rows}, "table": table}
+
+
+def _state(variables: Any) -> dict[str, Any]:
+    state = {key: _plain(variables.get(name)) for key, name in _REGISTERED.items()}
+    proof = state["planned"].get("plan", {}).get("proof", {})
+    return {
+        **state,
+        "failed": str(variables.get("gpufleet_failed") or ""),
+        "required_level": proof.get("required_level"),
+        "note": str(variables.get("gpufleet_note") or ""),
+    }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return ``value`` as plain JSON types: registered results are lazily templated containers."""
+    return json.loads(json.dumps(value)) if isinstance(value, dict) else {}

@@ -1,0 +1,79 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fleet's table where a run ended before its own report."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: fleet_summary
+type: aggregate
+short_description: Print the fleet's table when a run ends before its own report
+version_added: 0.1.0
+description:
+  - The playbook P(gpufleet.workstation.provision_gpu#playbook) ends with a table. Where a whole batch is lost on the way, Ansible stops
+    before that; this callback then prints what was learned until there.
+  - Prints nothing where the report was printed, or where the collection was not used.
+requirements:
+  - Enabled in C(callbacks_enabled) of ansible.cfg, as it is in a checkout of the collection.
+"""
+
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import host_row, result_text
+
+_ACTIONS = {
+    "gpufleet.workstation.plan": "planned",
+    "gpufleet.workstation.cuda_verify": "proof",
+}
+_REPORT = "gpufleet.workstation.report"
+
+
+class CallbackModule(CallbackBase):
+    """Collects the results of the collection's own tasks."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "gpufleet.workstation.fleet_summary"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hosts: dict[str, dict[str, Any]] = {}
+        self._reported = False
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Remember a plan or a proof."""
+        action = result.task.action
+        if action == _REPORT:
+            self._reported = True
+        elif action in _ACTIONS:
+            self._remember(result, _ACTIONS[action])
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Remember why a host failed."""
+        if result.task.action in _ACTIONS:
+            self._remember(result, _ACTIONS[result.task.action])
+        if result.host.name in self._hosts and not ignore_errors:
+            self._hosts[result.host.name]["failed"] = f"{result.task.name}: {result.result.get('msg', 'no message')}"
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Remember that a host did not answer, or no longer does."""
+        if result.task.action in _ACTIONS or result.host.name in self._hosts:
+            state = self._hosts.setdefault(result.host.name, {})
+            state["planned"] = {"unreachable": True, "msg": result.result.get("msg")}
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Print the table unless the play did."""
+        if self._hosts and not self._reported:
+            rows = [host_row(name, state) for name, state in sorted(self._hosts.items())]
+            self._display.display("\nThe run ended before its report. What was learned until then:\n")
+            self._display.display(result_text(rows) + "\n")
+
+    def _remember(self, result: Any, key: str) -> None:
+        state = self._hosts.setdefault(result.host.name, {})
+        state[key] = dict(result.result)
+        plan = state[key].get("plan")
+        if isinstance(plan, dict):
+            state["required_level"] = (plan.get("proof") or {}).get("required_level")

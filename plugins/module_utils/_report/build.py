@@ -1,0 +1,341 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn what is known of every host into rows, and rows into text.
+
+PRIVATE to the collection: it can change at any time without notice.
+
+Pure: no clock, no I/O, stable order. A host is ready only where everything needed was seen to be so; whatever is
+missing, null or unexpected makes it not ready.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from typing import Any
+
+LEVELS = ("static", "quick", "full", "stress")
+"""Levels of proof, weakest first."""
+
+OUTCOMES = ("failed", "unreachable", "refused", "not_proven", "pending", "unfinished", "planned", "ready")
+"""Every outcome, the most urgent first."""
+
+_LABELS = {
+    "failed": "FAILED",
+    "unreachable": "UNREACHABLE",
+    "refused": "REFUSED",
+    "not_proven": "NOT PROVEN",
+    "pending": "PENDING",
+    "unfinished": "UNFINISHED",
+    "planned": "WOULD CHANGE",
+    "ready": "READY",
+}
+
+# Control characters of a host's own strings must not reach a terminal: they could rewrite what stands there.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def clean(value: Any) -> str:
+    """Return ``value`` as one line of printable text."""
+    return _CONTROL.sub(" ", "" if value is None else str(value)).strip()
+
+
+def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict[str, Any]:
+    """Judge one host and describe it in a row.
+
+    ``state`` holds what the run learned: ``planned`` (result of the action plan before the apply), ``after`` (the same, after
+    it; absent where nothing was to be done), ``proof`` (result of cuda_verify), ``failed`` (text), ``required_level``, ``note``.
+    """
+    planned = _mapping(state.get("planned"))
+    after = _mapping(state.get("after"))
+    latest = after if after.get("plan") else planned
+    plan, observation = _mapping(latest.get("plan")), _mapping(latest.get("observation"))
+    outcome, reason, remedy = _judge(state, planned, latest, check_mode)
+    return {
+        "host": name,
+        "gpu": _gpus(plan, observation),
+        "sm": "+".join(dict.fromkeys(clean(gpu.get("sm")) or "?" for gpu in _list(plan.get("gpus")))) or "-",
+        "driver": _driver(observation),
+        "torch": _torch(plan, observation),
+        "proof": _proof(state.get("proof")),
+        "outcome": outcome,
+        "ready": outcome == "ready",
+        "reason": reason,
+        "remedy": remedy,
+        "actions": [clean(action.get("what")) for action in _list(plan.get("actions"))],
+        "warnings": [clean(text) for text in _list(plan.get("warnings"))],
+        "note": clean(state.get("note")),
+    }
+
+
+def _judge(
+    state: dict[str, Any], planned: dict[str, Any], latest: dict[str, Any], check_mode: bool
+) -> tuple[str, str, str]:
+    plan = _mapping(latest.get("plan"))
+    if _mapping(state.get("proof")).get("verdict") == "failed":
+        return _judge_proof(state)
+    if state.get("failed"):
+        return "failed", clean(state["failed"]), "Mend the cause and run again: steps that are done are not repeated."
+    if latest.get("unreachable") or not planned:
+        reason = clean(latest.get("msg")) or "the host did not answer"
+        return "unreachable", reason, "Check that the host is on and that ssh works, then run again with --limit."
+    refusals = _list(plan.get("refusals"))
+    if refusals or plan.get("feasible") is not True:
+        first = _mapping(refusals[0]) if refusals else {"reason": "the plan is not complete", "remedy": "Run plan.yml."}
+        return "refused", clean(first.get("reason")), clean(first.get("remedy"))
+    pending = _list(plan.get("pending"))
+    actions = _list(plan.get("actions"))
+    if check_mode:
+        if actions or pending:
+            return "planned", f"{len(actions)} actions", "Run without --check to carry them out."
+    elif pending:
+        first = _mapping(pending[0])
+        return "pending", f"{clean(first.get('what'))}: {clean(first.get('why'))}", clean(first.get("remedy"))
+    elif actions:
+        what = ", ".join(clean(_mapping(action).get("what")) for action in actions[:3])
+        return "unfinished", f"still to be done: {what}", "Run again; if this stays, report it with the output of -vvv."
+    return _judge_proof(state)
+
+
+def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
+    proof, required = _mapping(state.get("proof")), state.get("required_level")
+    if required not in LEVELS:
+        return (
+            "not_proven",
+            f"gpu_proof_required_level is {clean(required)!r}",
+            f"Set it to one of {', '.join(LEVELS)}.",
+        )
+    environments = _list(proof.get("environments"))
+    for environment in environments:
+        if _mapping(environment).get("verdict") == "failed":
+            check = _first_check(environment, "failed")
+            text = f"{clean(environment.get('name'))}: {clean(check.get('id'))}: {clean(check.get('evidence'))}"
+            return "not_proven", text, clean(check.get("remedy")) or "Run cuda_verify with -v for the evidence."
+    if proof.get("verdict") == "passed" and environments and proof.get("level") in LEVELS:
+        if LEVELS.index(proof["level"]) >= LEVELS.index(required):
+            return "ready", "", ""
+        reason = f"proven at level {proof['level']}, level {required} is required"
+        return "not_proven", reason, f"Set gpu_proof_level to {required} or higher."
+    check = _first_check(environments[0], "not_run") if environments else {}
+    reason = clean(_mapping(environments[0]).get("reason")) if environments else "no environment was proven"
+    reason = reason or clean(check.get("evidence")) or "the proof did not run to its end"
+    return (
+        "not_proven",
+        f"{required} was not run: {reason}",
+        clean(check.get("remedy")) or "Mend the cause, then run again.",
+    )
+
+
+def _first_check(environment: Any, status: str) -> dict[str, Any]:
+    environment = _mapping(environment)
+    checks = _list(environment.get("checks"))
+    for gpu in _list(environment.get("gpus")):
+        checks = checks + _list(_mapping(gpu).get("checks"))
+    return next((_mapping(check) for check in checks if _mapping(check).get("status") == status), {})
+
+
+def _gpus(plan: dict[str, Any], observation: dict[str, Any]) -> str:
+    gpus = _list(plan.get("gpus")) or _list(observation.get("gpus"))
+    names = [_short_name(_mapping(gpu)) for gpu in gpus]
+    counted = Counter(names)
+    return " + ".join(f"{n} x {name}" if n > 1 else name for name, n in counted.items()) or "-"
+
+
+def _short_name(gpu: dict[str, Any]) -> str:
+    name = clean(gpu.get("name")) or f"unknown ({clean(gpu.get('pci_device_id')) or '?'})"
+    return re.sub(r"^(NVIDIA )?(GeForce )?", "", name) or name
+
+
+def _driver(observation: dict[str, Any]) -> str:
+    driver = _mapping(observation.get("driver"))
+    installed = driver.get("userspace_version")
+    loaded, flavor = driver.get("loaded_version"), driver.get("loaded_flavor")
+    if not loaded and not installed:
+        return "-"
+    left = f"{clean(loaded)} {clean(flavor)}".strip() if loaded else "-"
+    return f"{left} / {clean(installed) or '-'}"
+
+
+def _torch(plan: dict[str, Any], observation: dict[str, Any]) -> str:
+    builds: dict[str, list[str]] = {}
+    wanted = {clean(_mapping(item).get("name")) for item in _list(plan.get("environments"))}
+    for environment in _list(observation.get("environments")):
+        environment = _mapping(environment)
+        version = clean(_mapping(environment.get("torch")).get("version"))
+        if version and environment.get("current") and clean(environment.get("name")) in wanted:
+            builds.setdefault(version, []).append(clean(environment.get("name")))
+    if not builds:
+        return "-"
+    if len(builds) == 1 and len(wanted) == 1:
+        return next(iter(builds))
+    return ", ".join(f"{'/'.join(names)} {version}" for version, names in builds.items())
+
+
+def _proof(proof: Any) -> str:
+    proof = _mapping(proof)
+    if not proof.get("verdict"):
+        return "-"
+    return f"{clean(proof.get('level'))} {clean(proof.get('verdict')).replace('_', ' ')}"
+
+
+_COLUMNS = (
+    ("host", "host"),
+    ("gpu", "GPU"),
+    ("sm", "sm"),
+    ("driver", "driver loaded / installed"),
+    ("torch", "torch"),
+    ("proof", "proof"),
+    ("outcome", "outcome"),
+)
+
+
+def result_text(rows: list[dict[str, Any]], width: int = 120) -> str:
+    """Return the fleet's table with, below it, the reason and the remedy of every host that is not ready."""
+    cells = [[title for _key, title in _COLUMNS]]
+    for row in rows:
+        cells.append([_LABELS[row["outcome"]] if key == "outcome" else row[key] for key, _title in _COLUMNS])
+    lines = _aligned(cells)
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    ready = sum(row["ready"] for row in rows)
+    lines += ["", f"{ready} of {len(rows)} hosts train-ready."]
+    waiting = sorted((row for row in rows if not row["ready"]), key=lambda row: OUTCOMES.index(row["outcome"]))
+    for row in waiting:
+        lines += ["", *_paragraph(f"{row['host']} {_LABELS[row['outcome']].lower()}: ", row["reason"], width)]
+        if row["outcome"] == "planned":
+            lines += [f"    would do: {action}" for action in row["actions"]]
+        if row["remedy"]:
+            lines += _paragraph("    what to do: ", row["remedy"], width)
+    for row in rows:
+        for warning in row["warnings"]:
+            lines += _paragraph(f"{row['host']} warning: ", warning, width)
+    lines += _notes(rows, width)
+    return "\n".join(lines)
+
+
+def _notes(rows: list[dict[str, Any]], width: int) -> list[str]:
+    noted: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            noted.setdefault(row["note"], []).append(row["host"])
+    lines = []
+    for note, hosts in noted.items():
+        lines += _paragraph(f"note ({', '.join(hosts)}): ", note, width)
+    return ["", *lines] if lines else []
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in cells]
+
+
+def _paragraph(head: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(head + text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def plan_groups(plans: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Group hosts whose plans say the same, so that five hundred hosts read like the few kinds they are.
+
+    ``plans`` maps a host's name to the result of the action plan. Each group: ``hosts``, ``kind`` (refused, unreachable, pending,
+    change, nothing), ``gpus``, ``decision``, ``actions``, ``refusals``, ``pending``, ``reasons``, ``warnings``, ``disruptive``.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for host in plans:
+        group = _plan_group(plans[host])
+        key = repr(sorted(group.items()))
+        groups.setdefault(key, {"hosts": [], **group})["hosts"].append(host)
+    order = ("refused", "unreachable", "change", "pending", "nothing")
+    return sorted(groups.values(), key=lambda group: (order.index(group["kind"]), group["hosts"]))
+
+
+def _plan_group(result: dict[str, Any]) -> dict[str, Any]:
+    plan, observation = _mapping(result.get("plan")), _mapping(result.get("observation"))
+    actions = [
+        (clean(action.get("what")), clean(action.get("why")), action.get("disruptive") is True)
+        for action in map(_mapping, _list(plan.get("actions")))
+    ]
+    pending = [
+        (clean(item.get("what")), clean(item.get("why")), clean(item.get("remedy")))
+        for item in map(_mapping, _list(plan.get("pending")))
+    ]
+    refusals = [
+        (clean(item.get("reason")), clean(item.get("remedy"))) for item in map(_mapping, _list(plan.get("refusals")))
+    ]
+    if result.get("unreachable") or not plan:
+        kind = "unreachable"
+        refusals = refusals or [(clean(result.get("msg")) or "the host did not answer", "Check the host and ssh.")]
+    elif refusals:
+        kind = "refused"
+    else:
+        kind = "change" if actions else "pending" if pending else "nothing"
+    return {
+        "kind": kind,
+        "gpus": _gpus(plan, observation),
+        "decision": _decision(plan) if kind in ("change", "pending", "nothing") else "",
+        "actions": actions,
+        "pending": pending,
+        "refusals": refusals,
+        "reasons": [clean(text) for text in _list(plan.get("reasons"))],
+        "warnings": [clean(text) for text in _list(plan.get("warnings"))],
+        "disruptive": any(action[2] for action in actions),
+    }
+
+
+def _decision(plan: dict[str, Any]) -> str:
+    driver, parts = _mapping(plan.get("driver")), []
+    if driver.get("branch"):
+        parts.append(
+            f"driver {clean(driver['branch'])} {clean(driver.get('flavor'))} (minimum {clean(driver.get('minimum'))})"
+        )
+    for environment in map(_mapping, _list(plan.get("environments"))):
+        spec = _mapping(environment.get("spec"))
+        parts.append(
+            f"{clean(environment.get('name'))}: torch {clean(spec.get('torch'))}, Python {clean(spec.get('python'))}"
+        )
+    return "; ".join(parts)
+
+
+_HEADINGS = {
+    "refused": "refused",
+    "unreachable": "not observed",
+    "change": "to change",
+    "pending": "waiting",
+    "nothing": "nothing to do",
+}
+
+
+def plan_text(plans: dict[str, dict[str, Any]], width: int = 120) -> str:
+    """Return what would be done, why, and on which hosts, grouped by outcome."""
+    lines: list[str] = []
+    for group in plan_groups(plans):
+        hosts = group["hosts"]
+        shown = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
+        lines += ["", f"{_HEADINGS[group['kind']].upper()}: {shown}   [{group['gpus']}]"]
+        if group["decision"]:
+            lines += _paragraph("  -> ", group["decision"], width)
+        for reason, remedy in group["refusals"]:
+            lines += _paragraph("  refused: ", reason, width)
+            lines += _paragraph("  what to do: ", remedy, width)
+        for what, why, disruptive in group["actions"]:
+            lines += _paragraph("  ! " if disruptive else "  - ", f"{what} ({why})" if why else what, width)
+        for what, why, remedy in group["pending"]:
+            lines += _paragraph("  waits: ", f"{what}: {why}. {remedy}", width)
+        for reason in group["reasons"]:
+            lines += _paragraph("  why: ", reason, width)
+        for warning in group["warnings"]:
+            lines += _paragraph("  warning: ", warning, width)
+    disruptive = [host for group in plan_groups(plans) if group["disruptive"] for host in group["hosts"]]
+    lines += [
+        "",
+        f"{len(plans)} hosts; disruptive steps (marked !) on {len(disruptive)}: {', '.join(disruptive) or 'none'}.",
+    ]
+    return "\n".join(lines).lstrip("\n")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

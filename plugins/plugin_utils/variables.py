@@ -1,0 +1,147 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the flat role variables of one host to its desired state.
+
+PRIVATE to the collection. The roles' meta/argument_specs.yml are the only place where variables, types and defaults are
+declared; this reads them, so that every value of every host can be checked before anything changes anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+ROLES = ("nvidia_driver", "torch_env", "runtime_env", "gpu_proof")
+STEPS = ("driver", "torch", "runtime", "proof")
+"""What a run may do, in order. Each is a tag of the playbook as well."""
+
+_ROLES_PATH = Path(__file__).resolve().parents[2] / "roles"
+
+
+class InvalidVariables(ValueError):
+    """A variable of this host is misspelt, of the wrong type or not an allowed value."""
+
+
+@functools.cache
+def argument_spec(role: str) -> dict[str, Any]:
+    """Return the options of a role's entry point ``main``, without its internal ``<role>_plan``."""
+    text = (_ROLES_PATH / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
+    options = yaml.safe_load(text)["argument_specs"]["main"].get("options", {})
+    return {name: _spec(option) for name, option in options.items() if name != f"{role}_plan"}
+
+
+def _spec(option: dict[str, Any]) -> dict[str, Any]:
+    spec = {key: value for key, value in option.items() if key not in ("description", "version_added", "options")}
+    if "options" in option:
+        spec["options"] = {name: _spec(inner) for name, inner in option["options"].items()}
+    return spec
+
+
+def check_and_complete(role: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all variables of ``role``: the given ones, type-checked, and the defaults of the others.
+
+    Raises InvalidVariables with every problem that was found.
+    """
+    spec = argument_spec(role)
+    result = ArgumentSpecValidator(spec).validate({name: given[name] for name in spec if name in given})
+    if result.error_messages:
+        raise InvalidVariables("; ".join(result.error_messages))
+    return result.validated_parameters
+
+
+def misspelt(names: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each variable that carries a role's prefix and is almost one of its variables."""
+    problems = []
+    for role in ROLES:
+        known = [*argument_spec(role), f"{role}_plan"]
+        for name in names:
+            if not name.startswith(f"{role}_") or name in known:
+                continue
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if nearest:
+                problems.append(f"{name} is not a variable of the role {role}; did you mean {nearest[0]}?")
+    return problems
+
+
+def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], steps: list[str]) -> dict[str, Any]:
+    """Compose the desired state (docs/architecture.md) of one host from its Ansible variables.
+
+    ``template`` resolves a raw variable. Raises InvalidVariables.
+    """
+    problems = misspelt(variables)
+    values: dict[str, Any] = {}
+    for role in ROLES:
+        given = {name: template(variables[name]) for name in argument_spec(role) if name in variables}
+        try:
+            values.update(check_and_complete(role, given))
+        except InvalidVariables as error:
+            problems.append(str(error))
+    if problems:
+        raise InvalidVariables("; ".join(problems))
+    return {
+        "driver": {
+            **{key: values[f"nvidia_driver_{key}"] for key in _DRIVER_KEYS},
+            "repository_key": _read_key(values["nvidia_driver_repository_key"]),
+        },
+        "torch": {
+            "version": values["torch_env_version"],
+            "cuda": values["torch_env_cuda"],
+            "index_base_url": values["torch_env_index_base_url"],
+        },
+        "python": values["torch_env_python"],
+        "environments": [_environment(item, values) for item in values["torch_env_environments"]],
+        "root": values["torch_env_root"],
+        "package_index_url": values["torch_env_package_index_url"],
+        "keep": values["torch_env_keep"],
+        "runtime": {"state": values["runtime_env_state"], "variables": values["runtime_env_variables"]},
+        "proof": {key: values[f"gpu_proof_{key}"] for key in ("level", "required_level", "time_limit")},
+        "steps": steps,
+    }
+
+
+_DRIVER_KEYS = (
+    "state",
+    "minimum",
+    "branch",
+    "flavor",
+    "source",
+    "package_set",
+    "repository_url",
+    "reboot_allowed",
+    "downgrade_allowed",
+    "gpus_exclude",
+)
+
+
+def _environment(item: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    filled = {key: value for key, value in item.items() if value is not None}
+    return {"owner": values["torch_env_owner"], "group": values["torch_env_group"], **filled}
+
+
+def _read_key(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        return Path(path).expanduser().read_text(encoding="ascii")
+    except (OSError, UnicodeError) as error:
+        raise InvalidVariables(
+            f"nvidia_driver_repository_key: cannot read {path} on the controller as an ASCII-armoured key: {error}"
+        ) from error
+
+
+def wanted_steps(run_tags: list[str], skip_tags: list[str], asked: list[str] | None = None) -> list[str]:
+    """Return which of STEPS this run may do, from --tags and --skip-tags, or ``asked`` where a role names them."""
+    if asked:
+        unknown = sorted(set(asked) - set(STEPS))
+        if unknown:
+            raise InvalidVariables(f"steps: {', '.join(unknown)} is none of {', '.join(STEPS)}")
+        return [step for step in STEPS if step in asked]
+    everything = not run_tags or {"all", "tagged", "untagged"} & set(run_tags)
+    return [step for step in STEPS if (everything or step in run_tags) and step not in skip_tags]

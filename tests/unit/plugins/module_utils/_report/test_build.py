@@ -1,0 +1,159 @@
+"""What a person reads at the end must be true, complete and safe to print."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import (
+    host_row,
+    plan_groups,
+    plan_text,
+    result_text,
+)
+
+READY = {
+    "planned": {
+        "plan": {
+            "feasible": True,
+            "refusals": [],
+            "actions": [],
+            "pending": [],
+            "gpus": [{"name": "NVIDIA GeForce RTX 5070", "sm": "sm_120"}],
+            "environments": [{"name": "base"}],
+            "warnings": [],
+        },
+        "observation": {
+            "driver": {"loaded_version": "580.178.04", "loaded_flavor": "open", "userspace_version": "580.178.04"},
+            "environments": [{"name": "base", "current": "r1", "torch": {"version": "2.9.1+cu128"}}],
+        },
+    },
+    "proof": {"verdict": "passed", "level": "quick", "environments": [{"name": "base", "verdict": "passed"}]},
+    "required_level": "quick",
+}
+
+
+def changed(path: str, value: object) -> dict:
+    state = copy.deepcopy(READY)
+    target = state
+    *parents, last = path.split(".")
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    return state
+
+
+def test_ready_row_shows_what_is_there():
+    row = host_row("ws", READY)
+    assert row["ready"] is True
+    assert (row["gpu"], row["sm"], row["torch"]) == ("RTX 5070", "sm_120", "2.9.1+cu128")
+    assert row["driver"] == "580.178.04 open / 580.178.04"
+    assert row["proof"] == "quick passed"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "outcome"),
+    [
+        ("failed", "Install: no space", "failed"),
+        ("planned", {}, "unreachable"),
+        ("planned", {"unreachable": True, "msg": "timed out"}, "unreachable"),
+        ("planned.plan", {}, "refused"),
+        ("planned.plan.feasible", None, "refused"),
+        ("planned.plan.feasible", "True", "refused"),
+        ("planned.plan.refusals", [{"reason": "too old", "remedy": "newer GPU"}], "refused"),
+        ("planned.plan.pending", [{"what": "reboot", "why": "not allowed", "remedy": "allow"}], "pending"),
+        ("planned.plan.actions", [{"what": "install"}], "unfinished"),
+        ("proof", {}, "not_proven"),
+        ("proof", None, "not_proven"),
+        ("proof.verdict", "not_run", "not_proven"),
+        ("proof.verdict", None, "not_proven"),
+        ("proof.verdict", True, "not_proven"),
+        ("proof.level", "static", "not_proven"),
+        ("proof.level", "QUICK", "not_proven"),
+        ("proof.environments", [], "not_proven"),
+        ("proof.environments", [{"name": "base", "verdict": "failed"}], "not_proven"),
+        ("required_level", None, "not_proven"),
+        ("required_level", "full", "not_proven"),
+    ],
+)
+def test_anything_missing_or_wrong_is_not_ready(path, value, outcome):
+    row = host_row("ws", changed(path, value))
+    assert row["outcome"] == outcome
+    assert row["ready"] is False
+    assert row["reason"]
+    assert row["remedy"]
+
+
+def test_failed_proof_names_the_check_even_where_the_task_failed():
+    state = changed("failed", "Prove: verdict failed")
+    check = {"id": "torch.arch_flags", "status": "failed", "evidence": "no sm_120", "remedy": "use cu128"}
+    state["proof"] = {
+        "verdict": "failed",
+        "level": "quick",
+        "environments": [{"name": "base", "verdict": "failed", "checks": [check]}],
+    }
+    row = host_row("ws", state)
+    assert row["outcome"] == "not_proven"
+    assert row["reason"] == "base: torch.arch_flags: no sm_120"
+    assert row["remedy"] == "use cu128"
+
+
+def test_state_after_the_apply_replaces_the_one_before():
+    state = changed("planned.plan.actions", [{"what": "install"}])
+    state["after"] = copy.deepcopy(READY["planned"])
+    assert host_row("ws", state)["ready"] is True
+
+
+def test_skipped_second_observation_is_not_taken_for_one():
+    state = copy.deepcopy(READY)
+    state["after"] = {"changed": False, "skipped": True}
+    assert host_row("ws", state)["ready"] is True
+
+
+def test_check_mode_predicts_instead_of_asking_for_proof():
+    state = changed("planned.plan.actions", [{"what": "install the driver"}])
+    row = host_row("ws", state, check_mode=True)
+    assert row["outcome"] == "planned"
+    assert "would do: install the driver" in result_text([row])
+
+
+def test_control_characters_of_a_host_never_reach_the_terminal():
+    state = changed("planned.plan.gpus", [{"name": "RTX\x1b[2J 5070\u202e", "sm": "sm_120\x07"}])
+    state["note"] = "a\x1b]0;b"
+    text = result_text([host_row("ws", state)])
+    assert not any(ord(character) < 32 and character != "\n" for character in text)
+    assert "\u202e" not in text
+
+
+def test_table_has_one_aligned_row_a_host_and_says_why_and_what_to_do():
+    rows = [
+        host_row("a", READY),
+        host_row("longer-name", changed("planned.plan.refusals", [{"reason": "no GPU", "remedy": "add one"}])),
+    ]
+    lines = result_text(rows).splitlines()
+    assert lines[2].index("READY") == lines[3].index("REFUSED") == lines[0].index("outcome")
+    assert "1 of 2 hosts train-ready." in lines
+    assert "longer-name refused: no GPU" in lines
+    assert "    what to do: add one" in lines
+
+
+def test_two_equal_gpus_are_counted():
+    state = changed("planned.plan.gpus", [{"name": "GeForce RTX 3090", "sm": "sm_86"}] * 2)
+    row = host_row("ws", state)
+    assert (row["gpu"], row["sm"]) == ("2 x RTX 3090", "sm_86")
+
+
+def test_hosts_with_the_same_plan_are_one_group():
+    plan = {
+        "feasible": True,
+        "actions": [{"what": "install", "why": "absent", "disruptive": True}],
+        "driver": {"branch": 580, "flavor": "open", "minimum": "570.133.07"},
+    }
+    plans = {f"ws-{n}": {"plan": plan} for n in range(3)}
+    plans["dead"] = {"unreachable": True, "msg": "timed out"}
+    groups = plan_groups(plans)
+    assert [(group["kind"], len(group["hosts"])) for group in groups] == [("unreachable", 1), ("change", 3)]
+    text = plan_text(plans)
+    assert "TO CHANGE: ws-0, ws-1, ws-2" in text
+    assert "  ! install (absent)" in text
+    assert "disruptive steps (marked !) on 3: ws-0, ws-1, ws-2" in text
