@@ -11,7 +11,7 @@ type: aggregate
 short_description: Print the fleet's table when a run ends before its own report
 version_added: 0.1.0
 description:
-  - The playbook P(gpufleet.workstation.provision_gpu#playbook) ends with a table. Where a whole batch is lost on the way, Ansible stops
+  - The playbook C(gpufleet.workstation.provision_gpu) ends with a table. Where a whole batch is lost on the way, Ansible stops
     before that; this callback then prints what was learned until there.
   - Prints nothing where the report was printed, or where the collection was not used.
 requirements:

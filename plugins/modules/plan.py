@@ -29,7 +29,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Observing and planning are the same; RV(changed) then says whether a real run would change the host.
+    description: Observing and planning are the same; C(changed) then says whether a real run would change the host.
   diff_mode:
     support: full
     description: One entry for each planned action.
