@@ -58,6 +58,27 @@ CHIPS = {
 }
 """Chip -> compute capability; None: the chip is listed, its compute capability is not published."""
 
+ARCHITECTURES = {
+    "5.0": "Maxwell",
+    "5.2": "Maxwell",
+    "6.0": "Pascal",
+    "6.1": "Pascal",
+    "7.0": "Volta",
+    "7.5": "Turing",
+    "8.0": "Ampere",
+    "8.6": "Ampere",
+    "8.7": "Ampere (Tegra)",
+    "8.9": "Ada Lovelace",
+    "9.0": "Hopper",
+    "10.0": "Blackwell",
+    "10.3": "Blackwell Ultra",
+    "10.7": "Rubin",
+    "11.0": "Blackwell (Thor)",
+    "12.0": "Blackwell (RTX)",
+    "12.1": "Blackwell (GB10)",
+}
+"""Compute capability -> name of the architecture; the rest is in matrix.py, which is too large for every host and run."""
+
 # One text, because Python compiles it in 0.1 ms and a dict of tuples in 5 ms, on every host and every run.
 GPUS = """\
 1340 GM108 GeForce 830M
