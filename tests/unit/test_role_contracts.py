@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.playbook.block import Block
+from ansible.playbook.task import Task
 
 ROLES = sorted(path.parent.parent for path in Path(__file__).parents[2].glob("roles/*/meta/main.yml"))
 each_role = pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
@@ -111,8 +113,7 @@ def test_internal_variables_carry_the_roles_prefix(role: Path) -> None:
 
 @each_role
 def test_every_task_has_a_name_and_a_fully_qualified_module(role: Path) -> None:
-    keywords = {"name", "when", "vars", "register", "loop", "loop_control", "changed_when", "failed_when", "environment"}
-    keywords |= {"block", "rescue", "always", "tags", "become", "no_log", "check_mode", "delegate_to", "until", "retries", "delay"}
+    keywords = {*Block.fattributes, *Task.fattributes}
     for path, task in all_tasks(role):
         assert task.get("name"), f"{path}: a task without a name"
         modules = [key for key in task if key not in keywords]
