@@ -1,0 +1,360 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to gpufleet.workstation: run a script of ours in a foreign Python so that it can harm nothing and hang nothing.
+
+The script runs as an unprivileged account, in its own session, in a private directory, with a clean environment. Its
+records come over a pipe of their own. At its limit it is killed with everything it started; one that cannot be killed
+is reported and left, never waited for. Standard library only, Python 3.9, Linux.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pwd
+import resource
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from types import TracebackType
+from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Type
+
+BUILD_ACCOUNT = "gpufleet"
+KILL_PATIENCE = 5.0  # seconds a process killed by SIGKILL gets to disappear
+KEPT_OUTPUT = 8192  # bytes kept of the beginning and of the end of stdout and stderr
+KEPT_RECORDS = 4 << 20
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
+
+
+class AccountError(Exception):
+    """No account that the script may run as."""
+
+
+class Account(NamedTuple):
+    """Who the script runs as; `switch` tells whether that is somebody else than we are."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: List[int]
+    switch: bool
+
+
+def choose_account(user: Optional[str]) -> Account:
+    """The account that runs an environment's Python. Never root: root's part goes to `gpufleet`, else to `nobody`."""
+    current = os.geteuid()
+    if current != 0:
+        entry = pwd.getpwuid(current)
+        if user not in (None, "", entry.pw_name):
+            raise AccountError("running as '%s', so the proof cannot run as '%s'" % (entry.pw_name, user))
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, [], switch=False)
+    candidates = [user] if user not in (None, "", "root") else [BUILD_ACCOUNT, "nobody"]
+    for name in candidates:
+        try:
+            entry = pwd.getpwnam(str(name))
+        except KeyError:
+            continue
+        if entry.pw_uid != 0:
+            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+            return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, switch=True)
+    if candidates == [user]:
+        raise AccountError("there is no unprivileged account '%s' on this host" % user)
+    raise AccountError("neither '%s' nor 'nobody' is an unprivileged account of this host" % BUILD_ACCOUNT)
+
+
+class Captured:
+    """The beginning and the end of a stream, however long it is."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._dropped = 0
+
+    def add(self, data: bytes) -> None:
+        room = KEPT_OUTPUT - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:] if room > 0 else data
+        if len(self._tail) > 2 * KEPT_OUTPUT:
+            self._dropped += len(self._tail) - KEPT_OUTPUT
+            del self._tail[:-KEPT_OUTPUT]
+
+    def text(self) -> str:
+        middle = b"\n[... %d bytes left out ...]\n" % self._dropped if self._dropped else b""
+        return (bytes(self._head) + middle + bytes(self._tail)).decode(errors="replace")
+
+
+class Child:
+    """One script in one foreign interpreter."""
+
+    def __init__(self, label: str, deadline: float) -> None:
+        self.label = label
+        self.deadline = deadline
+        self.records: List[Dict[str, Any]] = []
+        self.garbage: Optional[str] = None  # what came over the record pipe and is no record
+        self.start_error: Optional[str] = None
+        self.timed_out = False
+        self.unkillable = False
+        self.done = False
+        self.output = Captured()
+        self._buffer = bytearray()
+        self._received = 0
+        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._control: Optional[int] = None
+        self._streams: Dict[int, Callable[[bytes], None]] = {}
+
+    @property
+    def returncode(self) -> Optional[int]:
+        return self._process.returncode if self._process else None
+
+    @property
+    def pid(self) -> Optional[int]:
+        return self._process.pid if self._process else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the script came to its own end, as its last record says."""
+        return bool(self.records) and self.records[-1].get("event") == "end"
+
+    def signal_name(self) -> Optional[str]:
+        """The signal that ended the process on its own, not ours."""
+        code = self.returncode
+        if self.timed_out or code is None or code >= 0:
+            return None
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return "signal %d" % -code
+
+    def start(
+        self, python: Sequence[str], source: str, request: Dict[str, Any], account: Account, directory: str
+    ) -> None:
+        """Start `python` on `source`. Failure to start is kept in start_error."""
+        records_read, records_write = os.pipe()
+        control_read, control_write = os.pipe()
+        arguments = [*python, "-", json.dumps(request), str(records_write), str(control_read)]
+        identity: Dict[str, Any] = {}
+        if account.switch:
+            identity = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+        with tempfile.TemporaryFile() as script:  # a file, not a pipe: nobody waits for a child that does not read
+            script.write(source.encode())
+            script.seek(0)
+            try:
+                self._process = subprocess.Popen(
+                    arguments,
+                    stdin=script,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(records_write, control_read),
+                    cwd=directory,
+                    env=clean_environment(directory),
+                    start_new_session=True,
+                    preexec_fn=_forbid_core_files,
+                    **identity,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                self.start_error = str(error)
+                self.done = True
+        os.close(records_write)
+        os.close(control_read)
+        if self._process is None:
+            os.close(records_read)
+            os.close(control_write)
+            return
+        assert self._process.stdout is not None
+        self._control = control_write
+        os.set_blocking(records_read, False)
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._streams = {records_read: self._take_records, os.dup(self._process.stdout.fileno()): self.output.add}
+        self._process.stdout.close()
+
+    def tell(self, message: Dict[str, Any]) -> None:
+        """Send the script one line on its control descriptor; a child that is gone needs none."""
+        if self._control is None:
+            return
+        try:
+            os.write(self._control, (json.dumps(message) + "\n").encode())
+        except BrokenPipeError:
+            pass
+        os.close(self._control)
+        self._control = None
+
+    def streams(self) -> List[int]:
+        return list(self._streams)
+
+    def read(self, descriptor: int) -> None:
+        """Take what is there on one of the child's streams; bounded, so that no flood can keep us."""
+        for _chunk in range(16):
+            try:
+                data = os.read(descriptor, 65536)
+            except BlockingIOError:
+                return
+            if not data:
+                os.close(descriptor)
+                del self._streams[descriptor]
+                return
+            self._streams[descriptor](data)
+
+    def advance(self) -> None:
+        """Notice the end of the process, or bring it about at the limit."""
+        if self.done or self._process is None:
+            return
+        # WNOWAIT: while the dead leader is not reaped its process group's number cannot be somebody else's.
+        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+            self._finish()
+        elif time.monotonic() >= self.deadline:
+            self.timed_out = True
+            self._finish()
+
+    def _finish(self) -> None:
+        assert self._process is not None
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        try:
+            self._process.wait(timeout=KILL_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.unkillable = True
+        for descriptor in self.streams():
+            self.read(descriptor)
+        for descriptor in self.streams():
+            os.close(descriptor)
+        self._streams = {}
+        if self._buffer:
+            self.garbage = self._buffer[:200].decode(errors="replace")
+        self.tell({})
+        self.done = True
+
+    def _take_records(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > KEPT_RECORDS:
+            self.garbage = "more than %d bytes of records" % KEPT_RECORDS
+            return
+        self._buffer += data
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer = bytearray(rest)
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                self.records.append(record)
+            elif self.garbage is None:
+                self.garbage = line[:200].decode(errors="replace")
+
+
+def clean_environment(directory: str) -> Dict[str, str]:
+    """Nothing of the caller's: no CUDA_VISIBLE_DEVICES, LD_LIBRARY_PATH or PYTHON*; caches go to the private directory."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": directory,
+        "TMPDIR": directory,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+
+
+def _forbid_core_files() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class Nursery:
+    """Private directories and the children in them; on leaving, nothing of either is left behind."""
+
+    def __init__(self, parent: str = "/tmp") -> None:
+        # Not Ansible's own temporary directory: only root can enter that.
+        self._parent = parent if os.path.isdir(parent) else tempfile.gettempdir()
+        self._directories: List[str] = []
+        self.children: List[Child] = []
+        self._others: Set[int] = set()
+        self._reaper = 0
+        self._libc = ctypes.CDLL(None)
+
+    def __enter__(self) -> Nursery:
+        # Processes that a script detached from itself become our children when their parent dies, so that we can find
+        # them without reading anything of theirs (which can block on a hung process).
+        flag = ctypes.c_int()
+        self._libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+        self._reaper = flag.value
+        self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._others = children_of(os.getpid())
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        value: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        for child in self.children:
+            child.deadline = 0.0
+            child.advance()
+        self._kill_strays()
+        self._libc.prctl(PR_SET_CHILD_SUBREAPER, self._reaper, 0, 0, 0)
+        for directory in self._directories:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def start(
+        self,
+        label: str,
+        python: Sequence[str],
+        source: str,
+        request: Dict[str, Any],
+        account: Account,
+        deadline: float,
+    ) -> Child:
+        """A new child in a new private directory."""
+        directory = tempfile.mkdtemp(prefix="gpufleet-proof-", dir=self._parent)
+        self._directories.append(directory)
+        if account.switch:
+            os.chown(directory, account.uid, account.gid)
+        child = Child(label, deadline)
+        child.start(python, source, request, account, directory)
+        self.children.append(child)
+        return child
+
+    def run_until(self, finished: Callable[[], bool]) -> None:
+        """Serve all children until `finished` says so; it must become true when they are done."""
+        while not finished():
+            with selectors.DefaultSelector() as selector:
+                for child in self.children:
+                    for descriptor in child.streams():
+                        selector.register(descriptor, selectors.EVENT_READ, child)
+                for key, _events in selector.select(timeout=0.02):
+                    key.data.read(key.fd)
+            for child in self.children:
+                child.advance()
+
+    def _kill_strays(self) -> None:
+        known = self._others | {child.pid for child in self.children if child.pid and child.unkillable}
+        limit = time.monotonic() + KILL_PATIENCE
+        while time.monotonic() < limit:
+            strays = children_of(os.getpid()) - known
+            if not strays:
+                return
+            for pid in strays:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.01)
+
+
+def children_of(parent: int) -> Set[int]:
+    """The processes whose parent is `parent`."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        stream: IO[bytes]
+        try:
+            with open("/proc/%s/stat" % entry, "rb") as stream:
+                fields = stream.read().rpartition(b")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[1]) == parent:
+            found.add(int(entry))
+    return found

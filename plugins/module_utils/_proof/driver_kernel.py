@@ -1,0 +1,266 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to gpufleet.workstation: a kernel on every GPU through libcuda alone, without torch.
+
+Tells a broken driver from a wrong wheel. The runner sends this file's source to a Python without site-packages, as an
+unprivileged user, and kills it at a limit: libcuda and NVML can hang. Arguments: the request (unused), the descriptor
+for records (JSON, one a line), the descriptor on which the runner says which of the reported GPUs to use. Standard
+library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from array import array
+from typing import Any, Callable, Dict, List, Optional
+
+# PTX 6.0 for compute capability 5.0: every driver and GPU of the knowledge base assembles it for itself. The low 32
+# bits of integer arithmetic are exact, so that the result is right or wrong and never nearly right.
+PTX = b"""
+.version 6.0
+.target sm_50
+.address_size 64
+.visible .entry blend(.param .u64 left, .param .u64 right, .param .u64 out, .param .u32 count)
+{
+    .reg .pred %p;
+    .reg .b32 %r<9>;
+    .reg .b64 %a<8>;
+    ld.param.u64 %a1, [left];
+    ld.param.u64 %a2, [right];
+    ld.param.u64 %a3, [out];
+    ld.param.u32 %r1, [count];
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %ntid.x;
+    mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r5, %r2, %r3, %r4;
+    setp.ge.u32 %p, %r5, %r1;
+    @%p bra done;
+    cvta.to.global.u64 %a1, %a1;
+    cvta.to.global.u64 %a2, %a2;
+    cvta.to.global.u64 %a3, %a3;
+    mul.wide.u32 %a4, %r5, 4;
+    add.s64 %a5, %a1, %a4;
+    add.s64 %a6, %a2, %a4;
+    add.s64 %a7, %a3, %a4;
+    ld.global.u32 %r6, [%a5];
+    ld.global.u32 %r7, [%a6];
+    mad.lo.u32 %r8, %r6, %r7, %r5;
+    st.global.u32 [%a7], %r8;
+done:
+    ret;
+}
+\x00"""
+COUNT = 50021  # prime: the last block is never full
+BLOCK = 256
+WORD = 0xFFFFFFFF
+
+
+class CudaError(Exception):
+    """A call of the driver answered with an error code."""
+
+    def __init__(self, call: str, number: int, name: str) -> None:
+        super().__init__("%s: %s (%d)" % (call, name, number))
+        self.number = number
+
+
+class Cuda:
+    """libcuda.so.1; every call raises CudaError unless it succeeds."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL("libcuda.so.1")
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        number = getattr(self.library, name)(*arguments)
+        if number:
+            text = ctypes.c_char_p()
+            self.library.cuGetErrorName(number, ctypes.byref(text))
+            raise CudaError(name, number, (text.value or b"unknown error").decode())
+
+
+class Records:
+    """Writes records, one JSON document a line; safe to share between threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def write(self, **record: Any) -> None:
+        data = (json.dumps(record) + "\n").encode()
+        with self._lock:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+    def check(self, name: str, function: Callable[[], str], gpu: Optional[str] = None) -> bool:
+        self.write(event="begin", id=name, gpu=gpu)
+        started = time.perf_counter()
+        record: Dict[str, Any] = {"status": "failed"}
+        try:
+            record = {"status": "passed", "evidence": function()}
+        except CudaError as error:
+            record.update(evidence=str(error), error={"type": "CudaError", "number": error.number})
+        except ArithmeticError as error:
+            record.update(evidence=str(error), code="wrong_result")
+        except OSError as error:
+            record.update(evidence=str(error), code="library_missing")
+        self.write(event="check", id=name, gpu=gpu, ms=round((time.perf_counter() - started) * 1000, 1), **record)
+        return record["status"] == "passed"
+
+
+# ---- who uses the GPUs ----------------------------------------------------------------------------------------------
+
+
+class NvmlPci(ctypes.Structure):
+    _fields_ = [
+        ("bus_id_legacy", ctypes.c_char * 16),
+        ("domain", ctypes.c_uint),
+        ("bus", ctypes.c_uint),
+        ("device", ctypes.c_uint),
+        ("pci_device_id", ctypes.c_uint),
+        ("pci_subsystem_id", ctypes.c_uint),
+        ("bus_id", ctypes.c_char * 32),
+    ]
+
+
+class NvmlProcess(ctypes.Structure):
+    _fields_ = [
+        ("pid", ctypes.c_uint),
+        ("used_memory", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    ]
+
+
+def compute_processes() -> Dict[str, Optional[List[int]]]:
+    """PCI address -> ids of the processes with a compute context; None where the driver does not tell (WSL)."""
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    number = nvml.nvmlInit_v2()
+    if number:
+        raise OSError("NVML does not start: error %d" % number)
+    count = ctypes.c_uint()
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    found: Dict[str, Optional[List[int]]] = {}
+    for index in range(count.value):
+        handle, pci = ctypes.c_void_p(), NvmlPci()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
+            continue  # a GPU that fell off the bus; libcuda's view tells
+        if nvml.nvmlDeviceGetPciInfo_v3(handle, ctypes.byref(pci)):
+            continue
+        address = "%04x:%02x:%02x.0" % (pci.domain, pci.bus, pci.device)
+        processes = (NvmlProcess * 256)()
+        size = ctypes.c_uint(len(processes))
+        number = nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(size), processes)
+        found[address] = None if number else [process.pid for process in processes[: size.value]]
+    return found
+
+
+# ---- the kernel -----------------------------------------------------------------------------------------------------
+
+
+def describe(cuda: Cuda, index: int) -> Dict[str, Any]:
+    """One GPU as libcuda shows it."""
+    device = ctypes.c_int()
+    cuda("cuDeviceGet", ctypes.byref(device), index)
+    values = []
+    for attribute in (75, 76, 50, 33, 34):  # compute capability major, minor; PCI domain, bus, device
+        value = ctypes.c_int()
+        cuda("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        values.append(value.value)
+    name = ctypes.create_string_buffer(256)
+    cuda("cuDeviceGetName", name, len(name), device)
+    raw = (ctypes.c_ubyte * 16)()
+    cuda("cuDeviceGetUuid_v2", raw, device)
+    digits = bytes(raw).hex()
+    return {
+        "index": index,
+        "name": name.value.decode(errors="replace"),
+        "sm": "sm_%d%d" % (values[0], values[1]),
+        "pci_address": "%04x:%02x:%02x.0" % tuple(values[2:]),
+        "uuid": "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])),
+    }
+
+
+def run_kernel(cuda: Cuda, index: int) -> str:
+    """Compile, run and compare on one GPU, in a context of its own."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    cuda("cuDeviceGet", ctypes.byref(device), index)
+    cuda("cuCtxCreate_v2", ctypes.byref(context), 0, device)
+    try:
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        cuda("cuModuleLoadData", ctypes.byref(module), PTX)
+        cuda("cuModuleGetFunction", ctypes.byref(function), module, b"blend")
+        left = array("I", ((i * 2654435761 + 12345) & WORD for i in range(COUNT)))
+        right = array("I", ((i * 40503 + 977) & WORD for i in range(COUNT)))
+        size = COUNT * 4
+        pointers = [ctypes.c_uint64() for _buffer in range(3)]
+        for pointer in pointers:
+            cuda("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size))
+        for pointer, data in zip(pointers, (left, right)):
+            cuda("cuMemcpyHtoD_v2", pointer, ctypes.c_void_p(data.buffer_info()[0]), ctypes.c_size_t(size))
+        cuda("cuMemsetD32_v2", pointers[2], ctypes.c_uint(0xDEADBEEF), ctypes.c_size_t(COUNT))
+        parameters = [*pointers, ctypes.c_uint(COUNT)]
+        addresses = (ctypes.c_void_p * len(parameters))(*(ctypes.addressof(parameter) for parameter in parameters))
+        blocks = (COUNT + BLOCK - 1) // BLOCK
+        cuda("cuLaunchKernel", function, blocks, 1, 1, BLOCK, 1, 1, 0, None, addresses, None)
+        cuda("cuCtxSynchronize")
+        out = array("I", bytes(size))
+        cuda("cuMemcpyDtoH_v2", ctypes.c_void_p(out.buffer_info()[0]), pointers[2], ctypes.c_size_t(size))
+    finally:
+        cuda.library.cuCtxDestroy_v2(context)  # after an error it fails as well, and would hide the first error
+    expected = array("I", ((x * y + i) & WORD for i, (x, y) in enumerate(zip(left, right))))
+    wrong = [i for i in range(COUNT) if out[i] != expected[i]]
+    if wrong:
+        at = wrong[0]
+        raise ArithmeticError(
+            "%d of %d values are wrong, for example value %d is %d, expected %d"
+            % (len(wrong), COUNT, at, out[at], expected[at])
+        )
+    return "a kernel compiled by the driver computed %d values exactly" % COUNT
+
+
+def main(arguments: List[str]) -> None:
+    records = Records(int(arguments[1]))
+    try:
+        busy: Dict[str, Optional[List[int]]] = compute_processes()
+    except (OSError, AttributeError) as error:  # no NVML, or one too old to tell: libcuda's own error says more
+        busy = {}
+        records.write(event="nvml", error=str(error))
+    cuda: List[Cuda] = []
+    gpus: List[Dict[str, Any]] = []
+    version = ctypes.c_int()
+
+    def start() -> str:
+        cuda.append(Cuda())
+        cuda[0]("cuInit", 0)
+        cuda[0]("cuDriverGetVersion", ctypes.byref(version))
+        count = ctypes.c_int()
+        cuda[0]("cuDeviceGetCount", ctypes.byref(count))
+        gpus.extend(describe(cuda[0], index) for index in range(count.value))
+        return "libcuda speaks CUDA %d.%d and sees %d GPUs" % (version.value // 1000, version.value % 1000 // 10, len(gpus))
+
+    if not records.check("driver.init", start):
+        records.write(event="end")
+        return
+    for gpu in gpus:
+        gpu["processes"] = busy.get(gpu["pci_address"])
+    records.write(event="gpus", gpus=gpus)
+    with os.fdopen(int(arguments[2])) as control:
+        chosen = json.loads(control.readline() or "{}").get("gpus") or []
+    threads = []
+    for gpu in gpus:
+        if gpu["pci_address"] not in chosen:
+            continue
+        check = ("gpu.driver_kernel", lambda index=gpu["index"]: run_kernel(cuda[0], index), gpu["pci_address"])
+        threads.append(threading.Thread(target=records.check, args=check))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    records.write(event="end")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
