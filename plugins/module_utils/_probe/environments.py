@@ -1,0 +1,165 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to the collection. Python environments, described by reading only.
+
+Nothing of an environment is imported or executed here: the probe runs as root, and an environment may hold what its users
+put there. Integrity is size and presence of every file against the manifest that was written when the release was built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Any
+
+from .._release import manifest as manifests
+from .accounts import group_name, user_name
+from .host import MIB, Host, Unreadable
+
+_MANIFEST_LIMIT = 64 * MIB
+_PYTHON = re.compile(r"^\s*version(?:_info)?\s*=\s*(\d+\.\d+(?:\.\d+)?)", re.MULTILINE)
+_DISTRIBUTION = re.compile(r"([A-Za-z0-9._]+?)-([^-]+)\.dist-info$")
+_SITE = re.compile(r"python3\.\d+$")
+_COMPANIONS = ("torchvision", "torchaudio")
+
+
+def observe(host: Host, root: str, wanted: list[str], unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return the environments below ``root``: the wanted ones that exist, or all."""
+    found = []
+    for name in host.names(root):
+        path = f"{root.rstrip('/')}/{name}"
+        if name.startswith(".") or (wanted and name not in wanted) or not host.is_dir(f"{path}/releases"):
+            continue
+        found.append(_environment(host, name, path, unknown))
+    return found
+
+
+def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]) -> dict[str, Any]:
+    state = host.lstat(path)
+    current = _release(host, path, "current")
+    stamps = {entry[: -len(".json")] for entry in host.names(f"{path}/stamps") if entry.endswith(".json")}
+    releases = [entry for entry in host.names(f"{path}/releases") if host.is_dir(f"{path}/releases/{entry}")]
+    found: dict[str, Any] = {
+        "name": name,
+        "path": path,
+        "current": current,
+        "previous": _release(host, path, "previous"),
+        "releases": [{"id": release, "stamped": release in stamps} for release in releases],
+        "python": None,
+        "interpreter_ok": False,
+        "owner": user_name(state.st_uid) if state else None,
+        "group": group_name(state.st_gid) if state else None,
+        "torch": None,
+        "companions": {},
+        "integrity": None,
+        "stamp": None,
+    }
+    if current is None:
+        return found
+    release = f"{path}/releases/{current}"
+    what = f"environments[{name}]"
+    try:
+        found["stamp"] = _stamp(host, path, current)
+    except (OSError, Unreadable, ValueError) as error:
+        unknown.append({"what": f"{what}.stamp", "why": f"{path}/stamps/{current}.json: {error}"})
+    try:
+        found["integrity"] = integrity(host, path, current, found["stamp"])
+    except (OSError, Unreadable) as error:
+        unknown.append({"what": f"{what}.integrity", "why": str(error)})
+    python = _PYTHON.search(host.text(f"{release}/pyvenv.cfg") or "")
+    found["python"] = python.group(1) if python else None
+    found["interpreter_ok"] = host.runnable(f"{release}/bin/python")
+    try:
+        found["torch"], found["companions"] = _packages(host, release, found["stamp"])
+    except (OSError, Unreadable) as error:
+        unknown.append({"what": f"{what}.torch", "why": str(error)})
+    return found
+
+
+def _release(host: Host, path: str, link: str) -> str | None:
+    """Return the release that a link names; a link to anywhere else names none."""
+    target = host.link(f"{path}/{link}")
+    if target is None:
+        return None
+    folder, release = os.path.split(os.path.normpath(os.path.join(path, target)))
+    return release if folder == f"{path}/releases" else None
+
+
+def _stamp(host: Host, path: str, release: str) -> dict[str, Any] | None:
+    text = host.text(f"{path}/stamps/{release}.json")
+    if text is None:
+        return None
+    stamp = json.loads(text)
+    if not isinstance(stamp, dict):
+        raise Unreadable("it holds no JSON object")
+    return stamp
+
+
+def integrity(host: Host, path: str, release: str, stamp: dict[str, Any] | None) -> dict[str, Any]:
+    """Compare a release with its manifest: size and presence of every file, and that the manifest is the stamped one."""
+    manifest_path = f"{path}/stamps/{release}.manifest"
+    try:
+        manifest = host.read_bytes(manifest_path, _MANIFEST_LIMIT)
+    except FileNotFoundError:
+        manifest = None
+    if stamp is None or manifest is None:
+        return {"status": "unstamped", "missing": 0, "changed": 0, "added": 0, "examples": []}
+    present = manifests.scan(host.at(f"{path}/releases/{release}"))
+    if hashlib.sha256(manifest).hexdigest() != stamp.get("manifest_sha256"):
+        return _verdict(manifests.Difference([], [manifest_path], []))
+    text = manifests.decode(manifest)
+    if manifests.render(present) == text:
+        return _verdict(manifests.Difference([], [], []))
+    return _verdict(manifests.compare(manifests.parse(text), present))
+
+
+def _verdict(difference: manifests.Difference) -> dict[str, Any]:
+    return {
+        "status": "damaged" if difference else "ok",
+        "missing": len(difference.missing),
+        "changed": len(difference.changed),
+        "added": len(difference.added),
+        "examples": difference.examples,
+    }
+
+
+def _packages(
+    host: Host, release: str, stamp: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, dict[str, str | None]]:
+    """Return torch and its companions, from their version files and the installed metadata."""
+    sites = [name for name in host.names(f"{release}/lib") if _SITE.match(name)]
+    if not sites:
+        return None, {}
+    site = f"{release}/lib/{sites[0]}/site-packages"
+    distributions = {}
+    for name in host.names(site):
+        match = _DISTRIBUTION.match(name)
+        if match:
+            distributions[match.group(1).lower()] = match.group(2)
+    companions = {
+        name: _version(host, site, name) or distributions[name] for name in _COMPANIONS if name in distributions
+    }
+    if "torch" not in distributions and not host.is_dir(f"{site}/torch"):
+        return None, companions
+    text = host.text(f"{site}/torch/version.py") or ""
+    stamped = (stamp or {}).get("torch")
+    torch = {
+        "version": _assigned(text, "__version__"),
+        "distribution_version": distributions.get("torch"),
+        "cuda": _assigned(text, "cuda"),
+        "arch_flags": stamped.get("arch_flags") if isinstance(stamped, dict) else None,
+    }
+    return torch, companions
+
+
+def _version(host: Host, site: str, package: str) -> str | None:
+    return _assigned(host.text(f"{site}/{package}/version.py") or "", "__version__")
+
+
+def _assigned(text: str, name: str) -> str | None:
+    """Return the string that a line of Python assigns to a name: torch/version.py is read, never run."""
+    match = re.search(rf"^{name}\s*(?::[^=\n]*)?=\s*['\"]([^'\"\n]+)['\"]", text, re.MULTILINE)
+    return match.group(1) if match else None

@@ -1,0 +1,224 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to the collection. Kernels that can boot, and the NVIDIA module that each of them would load.
+
+A module's version and flavor are read from the file itself (its .modinfo section), because package databases and DKMS's
+notes say what should be there. Reading is kept cheap: an uncompressed file is read at its section table; of a compressed
+one the small sibling nvidia-modeset is unpacked, which one build makes together with nvidia.ko and which carries the same
+two fields, while nvidia.ko unpacks to 15-100 MB.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shlex
+import struct
+import zlib
+from typing import Any, BinaryIO, Iterator
+
+from .host import KIB, MIB, Host, Unreadable
+
+_IMAGES = ("vmlinuz-", "Image-")  # arm64 on SUSE installs Image-*
+_MODULE = re.compile(r"(nvidia(?:-current|-tesla|-legacy)?(?:-\d+(?:xx)?)?(?:-open)?)\.ko(\.xz|\.zst|\.gz)?$")
+# Folders below /lib/modules/<release> in which packages and DKMS put nvidia.ko, in the order in which depmod prefers them.
+_PLACES = (
+    "updates/dkms",
+    "updates",
+    "extra",
+    "extra/drivers/video",
+    "weak-updates",
+    "weak-updates/drivers/video",
+    "kernel/drivers/video",
+    "kernel/drivers/char/drm",
+    "kernel",
+)
+_SMALL = 512 * KIB
+_FIELD = re.compile(rb"\0(?:version=(\d{2,4}\.\d+(?:\.\d+)?)|license=(NVIDIA|[ -~]{0,20}GPL[ -~]{0,20}))(?=\0)")
+_MODPROBE = re.compile(r"^\s*(?:alias|install)\s+nvidia\s(.*)$", re.MULTILINE)
+_COMMAND_LIMIT = 10.0
+_CHUNK = 256 * KIB
+_UNPACKED_LIMIT = 256 * MIB
+
+
+def newest_first(releases: set[str]) -> list[str]:
+    """Sort kernel releases by their numbers, the newest first."""
+
+    def key(release: str) -> list[tuple[int, int, str]]:
+        return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|[^\d]+", release)]
+
+    return sorted(releases, key=key, reverse=True)
+
+
+def kernels(host: Host) -> list[dict[str, Any]]:
+    """Return the running kernel and those installed in /boot, the newest first."""
+    running = (host.text("/proc/sys/kernel/osrelease", KIB) or host.release).strip()
+    installed = set()
+    for name in host.names("/boot"):
+        for prefix in _IMAGES:
+            if name.startswith(prefix) and "rescue" not in name and not name.endswith((".old", ".bak", ".hmac")):
+                installed.add(name[len(prefix) :])
+    default = default_kernel(host, newest_first(installed))
+    return [
+        {
+            "release": release,
+            "running": release == running,
+            "default": None if default is None else release == default,
+            "headers": host.exists(f"/lib/modules/{release}/build/Makefile"),
+        }
+        for release in newest_first(installed | {running})
+    ]
+
+
+def default_kernel(host: Host, installed: list[str]) -> str | None:
+    """Return the release that GRUB boots next, or None where that cannot be told."""
+    folder = next((path for path in ("/boot/grub", "/boot/grub2") if host.is_dir(path)), None)
+    if folder is None or not installed:
+        return None
+    wanted = "0"
+    settings = ["/etc/default/grub"]
+    settings += [f"/etc/default/grub.d/{name}" for name in host.names("/etc/default/grub.d") if name.endswith(".cfg")]
+    for path in settings:
+        for line in (host.text(path) or "").splitlines():
+            name, equals, value = line.strip().partition("=")
+            if equals and name == "GRUB_DEFAULT":
+                wanted = "".join(shlex.split(value, comments=True)[:1])
+    if wanted == "saved":
+        saved = re.search(r"^saved_entry=(.+)$", host.text(f"{folder}/grubenv") or "", re.MULTILINE)
+        wanted = saved.group(1).strip() if saved else "0"
+    if wanted in ("", "0"):
+        return installed[0]
+    named = [release for release in installed if release in wanted]
+    return max(named, key=len) if named else None
+
+
+def modules_by_kernel(host: Host, releases: list[str], unknown: list[dict[str, str]]) -> dict[str, Any]:
+    """Return {release: {version, flavor, path} or None} of the module that each kernel would load."""
+    found: dict[str, Any] = {}
+    chosen = modprobe_name(host)
+    for release in releases:
+        path = module_path(host, release, chosen)
+        found[release] = None
+        if path is None:
+            continue
+        facts: dict[str, str | None] = {"version": None, "flavor": None}
+        try:
+            facts = module_facts(host, path)
+        except (OSError, Unreadable, EOFError, lzma.LZMAError, zlib.error, struct.error) as error:
+            unknown.append({"what": f"driver.modules_by_kernel[{release}]", "why": f"{path}: {error}"})
+        found[release] = {**facts, "path": path}
+    return found
+
+
+def module_path(host: Host, release: str, chosen: str) -> str | None:
+    """Return the path of the module that ``modprobe nvidia`` would load, or None."""
+    for place in _PLACES:
+        paths = list(_modules_below(host, f"/lib/modules/{release}/{place}"))
+        if paths:
+            return min(paths, key=lambda path: (os.path.basename(path).partition(".")[0] != chosen, path))
+    return None
+
+
+def modprobe_name(host: Host) -> str:
+    """Return the module that the name nvidia stands for: Debian calls it nvidia-current or nvidia-current-open."""
+    for name in host.names("/etc/modprobe.d"):
+        if name.startswith("nvidia") and name.endswith(".conf"):
+            for meaning in _MODPROBE.findall(host.text(f"/etc/modprobe.d/{name}") or ""):
+                words = [word for word in meaning.split() if word.startswith("nvidia")]
+                if words:
+                    return words[0]
+    return "nvidia"
+
+
+def _modules_below(host: Host, folder: str) -> Iterator[str]:
+    """NVIDIA modules in a folder and in its subfolders that are named after NVIDIA."""
+    for name in host.names(folder) if host.is_dir(folder) else []:
+        path = f"{folder}/{name}"
+        if _MODULE.match(name):
+            yield path
+        elif name.startswith("nvidia") and "." not in name and host.is_dir(path):
+            yield from (f"{path}/{inner}" for inner in host.names(path) if _MODULE.match(inner))
+
+
+def module_facts(host: Host, path: str) -> dict[str, str | None]:
+    """Return {version, flavor} of a module file."""
+    folder, name = os.path.split(path)
+    match = _MODULE.match(name)
+    packed = match.group(2) if match else None
+    state = os.stat(host.at(path))
+    if packed and match and state.st_size > _SMALL:
+        sibling = f"{folder}/{match.group(1)}-modeset.ko{packed}"
+        if host.exists(sibling):
+            path = sibling
+    if packed == ".zst":
+        data = host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT).encode()
+        chunks = iter([b"\0" + re.sub(rb"(?:^|(?<=\0))(\w+):\s+", rb"\1=", data)])
+        return _facts(chunks)
+    with host.open(path) as file:
+        return _facts(_unpacked(file, packed) if packed else iter([b"\0" + _modinfo_section(file)]))
+
+
+def _facts(chunks: Iterator[bytes]) -> dict[str, str | None]:
+    """Find the version and the licence in a stream; stops as soon as both are there."""
+    version = licence = None
+    rest = b""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > _UNPACKED_LIMIT:
+            raise Unreadable(f"it unpacks to more than {_UNPACKED_LIMIT // MIB} MiB")
+        data = rest + chunk
+        for number, words in _FIELD.findall(data):
+            version = version or number.decode()
+            licence = licence or words.decode()
+        if version and licence:
+            return {"version": version, "flavor": "proprietary" if licence == "NVIDIA" else "open"}
+        rest = data[-200:]
+    raise Unreadable("it names no version and licence: the file is damaged, or not NVIDIA's module")
+
+
+def _unpacked(file: BinaryIO, packed: str) -> Iterator[bytes]:
+    """Decompress step by step, so that the reader can stop early and a bomb cannot fill the memory."""
+    if packed == ".xz":
+        xz = lzma.LZMADecompressor()
+        while not xz.eof:
+            data = file.read(_CHUNK) if xz.needs_input else b""
+            if xz.needs_input and not data:
+                raise Unreadable("it ends too early")
+            yield xz.decompress(data, MIB)
+    else:
+        gz = zlib.decompressobj(31)
+        while not gz.eof:
+            data = gz.unconsumed_tail or file.read(_CHUNK)
+            if not data:
+                raise Unreadable("it ends too early")
+            yield gz.decompress(data, MIB)
+
+
+def _modinfo_section(file: BinaryIO) -> bytes:
+    """Return the .modinfo section of an uncompressed 64-bit ELF file, through its section table."""
+    header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF" or header[4] != 2 or header[5] != 1:
+        raise Unreadable("it is no 64-bit ELF file")
+    (table,) = struct.unpack_from("<Q", header, 40)
+    entry_size, count, names_index = struct.unpack_from("<HHH", header, 58)
+    if entry_size < 64 or not count or names_index >= count:
+        raise Unreadable("its section table is damaged")
+    file.seek(table)
+    sections = file.read(entry_size * count)
+    if len(sections) < entry_size * count:
+        raise Unreadable("it ends before its section table")
+
+    def content(index: int) -> bytes:
+        offset, size = struct.unpack_from("<QQ", sections, index * entry_size + 24)
+        file.seek(offset)
+        return file.read(min(size, MIB))
+
+    names = content(names_index)
+    for index in range(count):
+        (start,) = struct.unpack_from("<I", sections, index * entry_size)
+        if names[start : names.find(b"\0", start)] == b".modinfo":
+            return content(index)
+    raise Unreadable("it has no .modinfo section")

@@ -1,0 +1,261 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to the collection. Put the observation together (docs/architecture.md, "Observation").
+
+The children that ask NVML and libcuda start first and work while this process reads files; their answers come last. Each
+part stands alone: one that cannot be read is null and named in ``unknown``, the others are as complete as ever.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from .._compat import pci_ids
+from . import child, driver, environments, files, health, kernels, packages, proc, sysfs, system
+from .host import KIB, Host, reason
+
+SCHEMA = 1
+# Any of these means that a driver is there to be asked. Without them NVML would try to load the module, and we only read.
+_DRIVER_TRACES = ("/sys/module/nvidia", "/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to look at."""
+
+    root: str = "/opt/gpufleet/envs"
+    environments: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    variables: list[str] = field(default_factory=lambda: ["TOKENIZERS_PARALLELISM"])
+    cuda: bool = False
+    time_limit: float = 10.0
+
+
+class _Notes:
+    """Collects what could not be read."""
+
+    def __init__(self) -> None:
+        self.unknown: list[dict[str, str]] = []
+
+    def add(self, what: str, why: str) -> None:
+        self.unknown.append({"what": what, "why": why})
+
+    def attempt(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the function's value, or None with a note; a sick host may raise anything from anywhere."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            self.add(what, reason(error))
+            return None
+
+
+def observe(host: Host, request: Request) -> dict[str, Any]:
+    """Return the observation. Never raises because of what the host is like."""
+    notes = _Notes()
+    children = _start(host, request, notes)
+    seen = {
+        "schema": SCHEMA,
+        "observed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "os": _os(host, notes),
+        "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown) or [],
+        "driver": _driver(host, notes),
+        "environments": notes.attempt(
+            "environments", environments.observe, host, request.root, request.environments, notes.unknown
+        )
+        or [],
+        "runtime": notes.attempt("runtime", files.runtime, host, request.variables),
+        "files": files.described(host, request.files, notes.unknown),
+        "health": {
+            "disk": notes.attempt("health.disk", health.disk, host, request.root),
+            "clock_synchronized": notes.attempt("health.clock_synchronized", health.clock_synchronized, host),
+            "locks": notes.attempt("health.locks", health.locks, host, notes.unknown),
+        },
+    }
+    _finish(host, seen, children, notes)
+    seen["unknown"] = notes.unknown
+    return _printable(seen)
+
+
+def _start(host: Host, request: Request, notes: _Notes) -> dict[str, child.Child]:
+    """Start the children that ask the driver, where there is one."""
+    if not any(host.exists(path) for path in _DRIVER_TRACES):
+        if request.cuda:
+            notes.add("driver.libcuda", "no driver is loaded")
+        return {}
+
+    def ask_nvml() -> Any:
+        from . import nvml
+
+        return nvml.read(host)
+
+    def ask_libcuda() -> Any:
+        from . import libcuda
+
+        return libcuda.read(host)
+
+    children = {}
+    for name, function in (("libcuda", ask_libcuda), ("nvml", ask_nvml)):
+        if name == "nvml" or request.cuda:
+            started = notes.attempt(name, child.start, function, request.time_limit)
+            if started:
+                children[name] = started
+    return children
+
+
+def _os(host: Host, notes: _Notes) -> dict[str, Any]:
+    release = notes.attempt("os", lambda: system.os_release(host.text("/etc/os-release") or ""))
+    running = notes.attempt("os.kernel", lambda: (host.text("/proc/sys/kernel/osrelease", KIB) or host.release).strip())
+    apt = None
+    if host.is_dir("/etc/apt"):
+        sources = notes.attempt("os.apt", packages.apt_sources, host, notes.unknown)
+        apt = None if sources is None else {"sources": sources}
+    return {
+        **(release or {"id": None, "version_id": None, "codename": None, "family": None}),
+        "arch": host.machine,
+        "kernel": running,
+        "kernels": notes.attempt("os.kernels", kernels.kernels, host) or [],
+        "secure_boot": notes.attempt("os.secure_boot", sysfs.secure_boot, host),
+        "virtualization": notes.attempt("os.virtualization", sysfs.virtualization, host),
+        "boot_id": notes.attempt("os.boot_id", system.boot_id, host),
+        "init": notes.attempt("os.init", system.init, host),
+        "uid": host.uid,
+        "pythons": notes.attempt("os.pythons", system.pythons, host),
+        "graphical": notes.attempt("os.graphical", driver.graphical, host),
+        "glibc": system.glibc(),
+        "apt": apt,
+    }
+
+
+def _driver(host: Host, notes: _Notes) -> dict[str, Any]:
+    """What files say of the driver; NVML and libcuda add to it in the end."""
+    text = notes.attempt("driver.loaded_version", lambda: host.text("/proc/driver/nvidia/version", 64 * KIB) or "")
+    version, flavor = proc.nvidia_version(text or "")
+    if version is None:
+        version = (notes.attempt("driver.loaded_version", host.text, "/sys/module/nvidia/version", KIB) or "").strip()
+    installed = notes.attempt("driver.packages", packages.installed, host)
+    userspace = notes.attempt("driver.userspace_version", driver.userspace_version, host)
+    return {
+        "loaded_version": version or None,
+        "loaded_flavor": flavor,
+        "userspace_version": userspace,
+        "branch": None,
+        "flavor": None,
+        "source": None,
+        "packages": installed,
+        "pins": notes.attempt("driver.pins", packages.pins, host),
+        "modules_by_kernel": {},
+        "nouveau_loaded": notes.attempt("driver.nouveau_loaded", sysfs.module_loaded, host, "nouveau"),
+        "nova_core_loaded": notes.attempt("driver.nova_core_loaded", sysfs.module_loaded, host, "nova_core"),
+        "persistence": notes.attempt("driver.persistence", driver.persistence, host),
+        "cuda_api": None,
+        "libcuda": None,
+        "mismatch": None,
+        "reboot_required": None,
+        "processes": [],
+        "journal": notes.attempt("driver.journal", driver.journal, host),
+    }
+
+
+def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], notes: _Notes) -> None:
+    """Add what takes longer, then what the children say, and draw the sums."""
+    found = seen["driver"]
+    releases = [kernel["release"] for kernel in seen["os"]["kernels"]]
+    found["modules_by_kernel"] = (
+        notes.attempt("driver.modules_by_kernel", kernels.modules_by_kernel, host, releases, notes.unknown) or {}
+    )
+    answers = {name: notes.attempt(name, process.answer) for name, process in children.items()}
+    nvml, libcuda = answers.get("nvml"), answers.get("libcuda")
+    for what, why in (nvml or {}).get("problems", []):
+        notes.add(what, why)
+    seen["gpus"] = _gpus(seen["gpus"], nvml, libcuda, notes)
+    if children:
+        pids = [pid for gpu in (nvml or {}).get("gpus", []) for pid in gpu["compute_pids"]]
+        own = [os.getpid(), *(process.pid for process in children.values())]
+        found["processes"] = notes.attempt("driver.processes", proc.gpu_processes, host, pids, own)
+    _conclude(host, seen, nvml, libcuda, notes)
+
+
+def _conclude(host: Host, seen: dict[str, Any], nvml: Any, libcuda: Any, notes: _Notes) -> None:
+    """Fill in what follows from several sources."""
+    found = seen["driver"]
+    if found["loaded_version"] is None and nvml:
+        found["loaded_version"] = nvml["driver_version"]  # WSL2: the module is Windows' own
+    names = packages.summary(found["packages"] or [])
+    wsl = seen["os"]["virtualization"] == "wsl"
+    found["userspace_version"] = found["userspace_version"] or (nvml["driver_version"] if wsl and nvml else None)
+    version = found["userspace_version"] or names["version"]
+    found["branch"] = int(version.partition(".")[0]) if version else None
+    modules = [module for module in found["modules_by_kernel"].values() if module and module["flavor"]]
+    on_disk = found["modules_by_kernel"].get(seen["os"]["kernel"]) or (modules[0] if modules else None)
+    found["flavor"] = (on_disk or {}).get("flavor") or names["flavor"] or (found["loaded_flavor"] if version else None)
+    if wsl:
+        found["source"] = "wsl" if version else None
+    else:
+        runfile = bool(version) and notes.attempt("driver.source", driver.is_runfile, host)
+        found["source"] = names["source"] or ("runfile" if runfile else None)
+    found["cuda_api"] = (nvml or {}).get("cuda_version") or (libcuda or {}).get("cuda_version")
+    if libcuda:
+        found["libcuda"] = {key: libcuda[key] for key in ("result", "error")} | {"gpus": len(libcuda["gpus"])}
+    loaded, installed = found["loaded_version"], found["userspace_version"]
+    found["mismatch"] = loaded != installed if loaded and installed else None
+    module_differs = bool(loaded and on_disk and on_disk["version"] not in (None, loaded))
+    asked = notes.attempt("driver.reboot_required", driver.reboot_asked_for, host)
+    found["reboot_required"] = bool(found["mismatch"] or module_differs or asked)
+
+
+def _gpus(pci: list[dict[str, Any]], nvml: Any, libcuda: Any, notes: _Notes) -> list[dict[str, Any]]:
+    """Join what PCI, NVML and libcuda say of each GPU, by address."""
+    by_nvml = {gpu["pci_address"]: gpu for gpu in (nvml or {}).get("gpus", [])}
+    by_cuda = {gpu["pci_address"]: gpu for gpu in (libcuda or {}).get("gpus", [])}
+    by_pci = {gpu["pci_address"]: gpu for gpu in pci}
+    gpus = []
+    for address in sorted({*by_pci, *by_nvml, *by_cuda}):
+        on_bus, told, cuda = by_pci.get(address, {}), by_nvml.get(address, {}), by_cuda.get(address, {})
+        device = on_bus.get("pci_device_id") or told.get("pci_device_id")
+        known = pci_ids.lookup(device) if device else None
+        capability = told.get("compute_capability") or cuda.get("compute_capability")
+        capability = capability or (known.compute_capability if known else None)
+        links = (on_bus.get("pcie") or {}, told.get("pcie") or {})
+        gpus.append(
+            {
+                "pci_address": address,
+                "pci_device_id": device,
+                "subsystem_id": on_bus.get("subsystem_id") or told.get("subsystem_id"),
+                "name": told.get("name") or cuda.get("name") or (known.name if known else None),
+                "chip": known.chip if known else None,
+                "compute_capability": capability,
+                "sm": f"sm_{capability.replace('.', '')}" if capability else None,
+                "architecture": pci_ids.ARCHITECTURES.get(capability or ""),
+                "uuid": told.get("uuid") or cuda.get("uuid"),
+                "memory_mib": told.get("memory_mib") or cuda.get("memory_mib"),
+                "persistence_mode": told.get("persistence_mode"),
+                "mig": told.get("mig"),
+                "pcie": {
+                    key: links[0].get(key) or links[1].get(key)
+                    for key in ("width", "max_width", "speed_gts", "max_speed_gts")
+                },
+                "kernel_driver": on_bus.get("kernel_driver"),
+                "source": "nvml" if told else "libcuda" if cuda else "pci",
+            }
+        )
+        if nvml and not told and on_bus.get("kernel_driver") in (None, "nvidia"):
+            notes.add(
+                f"gpus[{address}]",
+                "it is on the PCI bus, but the driver does not serve it (NVML does not list it): see dmesg for NVRM and Xid",
+            )
+    return gpus
+
+
+def _printable(value: Any) -> Any:
+    """Make the value safe for JSON and for people: file names may hold bytes that are no UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return value

@@ -1,0 +1,84 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to the collection. What /proc shows: the loaded driver and the processes that hold GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Collection
+
+from .accounts import user_name
+from .host import ABSENT, KIB, Host, Unreadable
+
+_VERSION = re.compile(r"^NVRM version:(.*?)\s(\d{2,4}\.\d+(?:\.\d+)?)\s", re.MULTILINE)
+_DAEMONS = re.compile(r"nvidia-persiste|nvidia-powerd|nv-hostengine|nv-fabricmanage|nvidia-imex|dcgm|nvidia-cuda-mps-c")
+_DESKTOP = re.compile(
+    r"Xorg|X$|Xwayland|gnome-shell|kwin|plasmashell|mutter|sway|weston|Hyprland|gdm|sddm|lightdm|cosmic-comp"
+    r"|firefox|chrom|brave|msedge|opera|electron|slack|code$|thunderbird|GPU Process|steam"
+)
+
+
+def nvidia_version(text: str) -> tuple[str | None, str | None]:
+    """Return (version, flavor) from the text of /proc/driver/nvidia/version."""
+    match = _VERSION.search(text)
+    if not match:
+        return None, None
+    return match.group(2), "open" if "Open Kernel Module" in match.group(1) else "proprietary"
+
+
+def kind_of(command: str, devices: Collection[str]) -> str:
+    """Return compute, graphics or daemon for a process that holds these /dev/nvidia* files.
+
+    A desktop program that decodes video has nvidia-uvm open as well, hence names first. Whoever has neither nvidia-uvm
+    nor nvidia-modeset open only watches (NVML).
+    """
+    if _DAEMONS.match(command):
+        return "daemon"
+    if _DESKTOP.match(command):
+        return "graphics"
+    if "/dev/nvidia-uvm" in devices or "/dev/dxg" in devices:
+        return "compute"
+    return "graphics" if "/dev/nvidia-modeset" in devices else "daemon"
+
+
+def gpu_processes(host: Host, compute_pids: Collection[int], leave_out: Collection[int]) -> list[dict[str, Any]]:
+    """Return who holds a GPU device, by process id; raise Unreadable where other users' processes cannot be seen."""
+    if host.uid != 0:
+        raise Unreadable("only root sees which files other users' processes hold")
+    held: dict[int, set[str]] = {}
+    for name in host.names("/proc"):
+        if not name.isdecimal() or int(name) in leave_out:
+            continue
+        devices = _devices(host.at(f"/proc/{name}/fd"))
+        if devices:
+            held[int(name)] = devices
+    for pid in compute_pids:
+        if host.exists(f"/proc/{pid}"):  # NVML names processes of other containers by numbers that mean nothing here
+            held.setdefault(pid, set()).add("/dev/nvidia-uvm")
+    found = []
+    for pid, devices in sorted(held.items()):
+        command = (host.text(f"/proc/{pid}/comm", KIB) or "").strip()
+        state = host.lstat(f"/proc/{pid}")
+        user = user_name(state.st_uid) if state else None
+        found.append({"pid": pid, "command": command, "user": user, "kind": kind_of(command, devices)})
+    return found
+
+
+def _devices(folder: str) -> set[str]:
+    """The GPU devices among a process's open files; called for every process, hence the plain calls."""
+    devices = set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    target = os.readlink(entry.path)
+                except OSError:
+                    continue  # closed meanwhile
+                if target.startswith(("/dev/nvidia", "/dev/dxg")):
+                    devices.add(target.partition(" ")[0])
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+    return devices

@@ -1,0 +1,540 @@
+#!/usr/bin/python
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Observe one host: documentation, validation and one call of the private package _probe."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gpu_info
+short_description: Observe the NVIDIA GPUs, driver, PyTorch environments and health of a host
+version_added: 0.1.0
+description:
+  - Reads everything that a plan or a policy for a GPU host needs, in one remote execution, and returns it as one document.
+  - Works without a driver (PCI device ids), with one (NVML, and libcuda on request), on a host without a GPU, in WSL2 and in
+    containers.
+  - Never changes the host, never executes or imports anything of an environment, and never fails because of what the host is
+    like. What could not be read is null and listed in RV(observation.unknown) with the reason.
+  - NVML and libcuda are asked in child processes with a time limit, so that a driver that hangs cannot hang the play.
+options:
+  root:
+    description: The folder that holds the environments.
+    type: str
+    default: /opt/gpufleet/envs
+  environments:
+    description:
+      - Names of the environments to describe; without names, all that are there.
+      - A name that does not exist on the host has no entry in RV(observation.environments).
+    type: list
+    elements: str
+    default: []
+  files:
+    description: Absolute paths to describe in RV(observation.files). At most 1 MiB of a file is hashed.
+    type: list
+    elements: str
+    default: []
+  variables:
+    description:
+      - Names of the environment variables to report in RV(observation.runtime). Other variables of those files may be secrets
+        and are not read out.
+    type: list
+    elements: str
+    default: [TOKENIZERS_PARALLELISM]
+  cuda:
+    description:
+      - Also ask libcuda, that is initialise CUDA as every CUDA program does; this takes 0.1 to 0.2 s on a host whose driver is
+        loaded, and seconds where persistence is off.
+      - Like any CUDA program, it has the driver load nvidia-uvm where that has not happened since the boot.
+    type: bool
+    default: false
+  time_limit:
+    description: Seconds after which NVML or libcuda is given up.
+    type: int
+    default: 10
+attributes:
+  check_mode:
+    support: full
+    description: The module only reads; check mode makes no difference.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
+  platform:
+    support: full
+    platforms: linux
+    description: Linux hosts with Python 3.9 or newer, x86_64 and aarch64.
+notes:
+  - Without root, other users' processes, package manager locks and files that only root may read are unknown.
+  - Sizes are in MiB (1048576 bytes) unless a key says otherwise.
+author:
+  - The gpufleet.workstation maintainers (@gpufleet)
+seealso:
+  - module: gpufleet.workstation.plan
+  - module: gpufleet.workstation.cuda_verify
+  - plugin: gpufleet.workstation.resolve_stack
+    plugin_type: filter
+"""
+
+EXAMPLES = r"""
+- name: Observe the host
+  gpufleet.workstation.gpu_info:
+  become: true
+  register: host
+
+- name: Name its GPUs
+  ansible.builtin.debug:
+    msg: "{{ host.observation.gpus | map(attribute='name') | join(', ') }}"
+
+- name: Observe one environment and two managed files, and ask libcuda as well
+  gpufleet.workstation.gpu_info:
+    environments: [base]
+    files:
+      - /etc/profile.d/gpufleet.sh
+      - /etc/modprobe.d/gpufleet-nouveau.conf
+    cuda: true
+    time_limit: 30
+  become: true
+  register: host
+
+- name: Say what the host would get
+  ansible.builtin.debug:
+    msg: "{{ (host.observation | gpufleet.workstation.resolve_stack).reasons }}"
+"""
+
+RETURN = r"""
+observation:
+  description: The document.
+  returned: always
+  type: dict
+  contains:
+    schema:
+      description: Version of this document's layout.
+      type: int
+      sample: 1
+    observed_at:
+      description: When it was made, by the host's clock, in UTC.
+      type: str
+      sample: "2026-11-22T19:00:00Z"
+    os:
+      description: The operating system.
+      type: dict
+      contains:
+        id:
+          description: C(ID) of /etc/os-release.
+          type: str
+          sample: debian
+        version_id:
+          description: C(VERSION_ID) of /etc/os-release.
+          type: str
+          sample: "13"
+        codename:
+          description: C(VERSION_CODENAME) of /etc/os-release.
+          type: str
+          sample: trixie
+        family:
+          description: C(debian), C(redhat) or C(suse), from C(ID) and C(ID_LIKE); otherwise the same as RV(observation.os.id).
+          type: str
+          sample: debian
+        arch:
+          description: The machine's architecture as uname(2) names it.
+          type: str
+          sample: x86_64
+        kernel:
+          description: Release of the running kernel.
+          type: str
+          sample: 6.12.94+deb13-amd64
+        kernels:
+          description:
+            - The running kernel and those in /boot, the newest first. Rescue images are left out.
+            - C(default) is whether GRUB boots it next, null where that cannot be told.
+            - C(headers) is whether modules can be built for it (C(/lib/modules/<release>/build) ends at a makefile).
+          type: list
+          elements: dict
+          sample: [{release: 6.12.94+deb13-amd64, running: true, default: true, headers: true}]
+        secure_boot:
+          description: What the firmware's variable C(SecureBoot) says. False without UEFI, null where it cannot be read.
+          type: bool
+          sample: false
+        virtualization:
+          description: >-
+            C(wsl), C(container), the hypervisor (C(kvm), C(vmware), C(microsoft), C(xen), C(oracle), C(amazon), C(google),
+            C(parallels), C(bochs), or C(vm) for another one), or null on bare metal.
+          type: str
+          sample: null
+        boot_id:
+          description: The kernel's random id of this boot.
+          type: str
+          sample: 1f3f0bd4-5f1f-4c9b-8a52-0ff25cb5d1ad
+        init:
+          description: The service manager, C(systemd) or the name of process 1.
+          type: str
+          sample: systemd
+        uid:
+          description: The user id that the observation was made with; 0 sees everything.
+          type: int
+          sample: 0
+        pythons:
+          description: Python interpreters of the system by version, from /usr/bin and /usr/local/bin.
+          type: dict
+          sample: {"3.13": /usr/bin/python3.13}
+        graphical:
+          description: Whether a display manager starts by default, or a display server runs now.
+          type: bool
+          sample: false
+        glibc:
+          description: Version of the GNU C library; null on another C library.
+          type: str
+          sample: "2.41"
+        apt:
+          description: >-
+            What apt reads, null where there is no apt. C(sources) holds one entry for each enabled source of binary packages
+            with C(file), C(uris) (without credentials), C(suites), C(components) and C(signed_by) (a path, a fingerprint,
+            C(inline) for a key in the file itself, or null).
+          type: dict
+          sample:
+            sources:
+              - file: /etc/apt/sources.list.d/debian.sources
+                uris: [http://mirror.example.org/debian]
+                suites: [trixie]
+                components: [main, contrib]
+                signed_by: /usr/share/keyrings/debian-archive-keyring.gpg
+    gpus:
+      description: >-
+        Every NVIDIA GPU that the PCI bus, NVML or libcuda shows, by PCI address. Virtual functions are left out: they belong
+        to guests.
+      type: list
+      elements: dict
+      contains:
+        pci_address:
+          description: Domain, bus, device and function.
+          type: str
+          sample: "0000:01:00.0"
+        pci_device_id:
+          description: Device id, four lower-case hexadecimal digits, from /sys or NVML.
+          type: str
+          sample: 2f04
+        subsystem_id:
+          description: Subsystem vendor and device id, which name the board.
+          type: str
+          sample: "10de:205e"
+        name:
+          description: Product name, from NVML, libcuda or the collection's table of PCI ids.
+          type: str
+          sample: NVIDIA GeForce RTX 5070
+        chip:
+          description: Name of the chip, from the table of PCI ids; null for an unknown id.
+          type: str
+          sample: GB205
+        compute_capability:
+          description: Compute capability, from NVML, libcuda or the table; null where none of them knows.
+          type: str
+          sample: "12.0"
+        sm:
+          description: The compute capability in the spelling of compilers.
+          type: str
+          sample: sm_120
+        architecture:
+          description: Name of the architecture, from the table.
+          type: str
+          sample: Blackwell
+        uuid:
+          description: The GPU's UUID, from NVML or libcuda (with MIG, libcuda names an instance); null without a driver.
+          type: str
+          sample: GPU-6f3a2f0e-31c5-4a07-9a75-0c3c0fd4e6a1
+        memory_mib:
+          description: Memory in MiB, from NVML or, somewhat less, from libcuda; null without a driver.
+          type: int
+          sample: 12227
+        persistence_mode:
+          description: Whether NVML reports persistence mode; null without a driver.
+          type: bool
+          sample: true
+        mig:
+          description: Whether the GPU is split into MIG instances; null where it cannot be, or without a driver.
+          type: bool
+          sample: null
+        pcie:
+          description: >-
+            The PCI Express link, from /sys or NVML: C(width) and C(max_width) in lanes, C(speed_gts) and C(max_speed_gts) in
+            GT/s. An idle GPU lowers its speed.
+          type: dict
+          sample: {width: 16, max_width: 16, speed_gts: 2.5, max_speed_gts: 32.0}
+        kernel_driver:
+          description: The kernel driver that is bound to it, C(nvidia), C(nouveau), C(vfio-pci) or null.
+          type: str
+          sample: nvidia
+        source:
+          description: The best source that names it, C(nvml), C(libcuda) or C(pci).
+          type: str
+          sample: nvml
+    driver:
+      description: The driver, as loaded, as installed and as it will load.
+      type: dict
+      contains:
+        loaded_version:
+          description: Version of the loaded module, from /proc/driver/nvidia/version or /sys; null when none is loaded.
+          type: str
+          sample: 580.95.05
+        loaded_flavor:
+          description: C(open) or C(proprietary), from /proc/driver/nvidia/version.
+          type: str
+          sample: open
+        userspace_version:
+          description: >-
+            Version of the libcuda that programs get, from the name of the file behind libcuda.so.1; in WSL2 from NVML. Null
+            when there is none.
+          type: str
+          sample: 580.95.05
+        branch:
+          description: Branch of the installed driver, the first number of its version.
+          type: int
+          sample: 580
+        flavor:
+          description: >-
+            Flavor of the installed modules, C(open) or C(proprietary), from the running kernel's module, another kernel's, or
+            the packages' names.
+          type: str
+          sample: open
+        source:
+          description: >-
+            Where the driver comes from: C(nvidia) (NVIDIA's repository) or C(distro) by the packages' maintainer, C(runfile)
+            (NVIDIA's .run installer), C(wsl), or null.
+          type: str
+          sample: nvidia
+        packages:
+          description: >-
+            Driver packages that dpkg or rpm knows, with C(name), C(version), C(source) (C(nvidia), C(distro), C(unknown)), C(held) and
+            C(state) in dpkg's words; C(config-files) means removed but not purged.
+          type: list
+          elements: dict
+          sample: [{name: nvidia-open, version: 580.95.05-1, source: nvidia, held: false, state: installed}]
+        pins:
+          description: >-
+            Records of apt_preferences(5) that name NVIDIA or CUDA, and dnf's version locks, with C(file), C(packages),
+            C(version) (null for a pin by release), C(pin) (as written), C(priority) and C(from_package) (the package that ships
+            the file).
+          type: list
+          elements: dict
+          sample:
+            - file: /etc/apt/preferences.d/nvidia-driver-pin
+              packages: cuda-drivers* src:nvidia-open:any
+              version: 580.*
+              pin: version 580.*
+              priority: 1000
+              from_package: nvidia-driver-pinning-580
+        modules_by_kernel:
+          description: >-
+            For each kernel of RV(observation.os.kernels) the module that it would load, with C(version), C(flavor) and
+            C(path), read from the file itself, or null where it has none.
+          type: dict
+          sample:
+            6.12.94+deb13-amd64:
+              version: 580.95.05
+              flavor: open
+              path: /lib/modules/6.12.94+deb13-amd64/updates/dkms/nvidia.ko.xz
+        nouveau_loaded:
+          description: Whether the module nouveau is loaded.
+          type: bool
+          sample: false
+        nova_core_loaded:
+          description: Whether the module nova_core is loaded.
+          type: bool
+          sample: false
+        persistence:
+          description: The persistence daemon's unit, from systemd's folders, with C(unit), C(present), C(enabled) and C(active).
+          type: dict
+          sample: {unit: nvidia-persistenced.service, present: true, enabled: true, active: true}
+        cuda_api:
+          description: The newest CUDA version that the driver speaks, from NVML or libcuda; null without a driver.
+          type: str
+          sample: "13.0"
+        libcuda:
+          description: >-
+            What libcuda said when asked with O(cuda=true): C(result) (of cuInit, 0 for success), C(error) (text or null) and C(gpus)
+            (their number). Null when it was not asked or gave no answer.
+          type: dict
+          sample: {result: 0, error: null, gpus: 1}
+        mismatch:
+          description: Whether the loaded module and user space have different versions; null unless both are there.
+          type: bool
+          sample: false
+        reboot_required:
+          description: >-
+            Whether the loaded module differs from what is installed, or the package manager asks for a reboot because of a kernel or
+            the driver.
+          type: bool
+          sample: false
+        processes:
+          description: >-
+            Processes that hold /dev/nvidia*, with C(pid), C(command), C(user) and C(kind): C(compute), C(graphics) (desktop), or
+            C(daemon) (services and monitors). Null where they cannot be seen.
+          type: list
+          elements: dict
+          sample: [{pid: 812, command: nvidia-persiste, user: nvpd, kind: daemon}]
+        journal:
+          description: What the role nvidia_driver noted at its last change (/var/lib/gpufleet/driver.json), or null.
+          type: dict
+          sample: null
+    environments:
+      description: Environments below O(root), by name.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: Name of the environment.
+          type: str
+          sample: base
+        path:
+          description: Its folder.
+          type: str
+          sample: /opt/gpufleet/envs/base
+        current:
+          description: Id of the release in use, or null.
+          type: str
+          sample: 2.9.1-cu128-1a2b3c4d
+        previous:
+          description: Id of the release that was in use before, or null.
+          type: str
+          sample: null
+        releases:
+          description: All releases, with C(id) and C(stamped) (built and checked to the end).
+          type: list
+          elements: dict
+          sample: [{id: 2.9.1-cu128-1a2b3c4d, stamped: true}]
+        python:
+          description: Python version of the current release, from pyvenv.cfg.
+          type: str
+          sample: 3.13.5
+        interpreter_ok:
+          description: Whether the current release's interpreter still exists; it is a symlink into the system.
+          type: bool
+          sample: true
+        owner:
+          description: Owner of the environment's folder.
+          type: str
+          sample: root
+        group:
+          description: Group of the environment's folder.
+          type: str
+          sample: root
+        torch:
+          description: >-
+            PyTorch of the current release, null where there is none: C(version) and C(cuda) from torch/version.py (read as
+            text), C(distribution_version) from the installed metadata, C(arch_flags) from the stamp.
+          type: dict
+          sample:
+            version: 2.9.1+cu128
+            distribution_version: 2.9.1+cu128
+            cuda: "12.8"
+            arch_flags: [sm_70, sm_75, sm_80, sm_86, sm_90, sm_100, sm_120]
+        companions:
+          description: Versions of torchvision and torchaudio, from their version.py or the installed metadata.
+          type: dict
+          sample: {torchvision: 0.24.1+cu128, torchaudio: 2.9.1+cu128}
+        integrity:
+          description: >-
+            The current release against its manifest (every path, size and link; contents are not read): C(status) (C(ok), C(damaged)
+            or C(unstamped)), the numbers of C(missing), C(changed) and C(added) files, and at most five C(examples).
+          type: dict
+          sample: {status: ok, missing: 0, changed: 0, added: 0, examples: []}
+        stamp:
+          description: Content of the current release's stamp, or null.
+          type: dict
+          sample: null
+    runtime:
+      description: >-
+        What the files of each launch context set. C(etc_environment) has C(block) (the text between the collection's markers,
+        or null) and C(values) (the last value of each variable asked for); C(profile_d), C(environment_d) and
+        C(system_conf_d) have C(path) and C(values).
+      type: dict
+      sample:
+        etc_environment: {block: "TOKENIZERS_PARALLELISM=false\n", values: {TOKENIZERS_PARALLELISM: "false"}}
+        profile_d: {path: /etc/profile.d/gpufleet.sh, values: {TOKENIZERS_PARALLELISM: "false"}}
+        environment_d: {path: /etc/environment.d/50-gpufleet.conf, values: {TOKENIZERS_PARALLELISM: "false"}}
+        system_conf_d: {path: /etc/systemd/system.conf.d/50-gpufleet.conf, values: {TOKENIZERS_PARALLELISM: "false"}}
+    files:
+      description: >-
+        For each path of O(files) its C(sha256) (null for what is not a file), C(mode), C(owner), C(group) and C(type)
+        (C(file), C(directory), C(link) or C(other)); symlinks are not followed. Null where nothing is there.
+      type: dict
+      sample:
+        /etc/profile.d/gpufleet.sh:
+          sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+          mode: "0644"
+          owner: root
+          group: root
+          type: file
+    health:
+      description: What can stop an installation.
+      type: dict
+      contains:
+        disk:
+          description: C(free_mib) (in MiB) and C(free_inodes) of the file system that O(root) is on, or will be.
+          type: dict
+          sample: {/opt/gpufleet/envs: {free_mib: 401235, free_inodes: 26214400}}
+        clock_synchronized:
+          description: Whether the clock follows a time source, as the kernel sees it.
+          type: bool
+          sample: true
+        locks:
+          description: Locks of dpkg, apt, rpm, dnf and zypper that are held now, with C(path) and C(holder).
+          type: list
+          elements: dict
+          sample: [{path: /var/lib/dpkg/lock-frontend, holder: unattended-upgr (process 812)}]
+    unknown:
+      description: >-
+        What could not be read: C(what) names the key, C(why) says the reason. The key itself is then null, or holds what
+        could be read.
+      type: list
+      elements: dict
+      sample: [{what: driver.processes, why: only root sees which files other users' processes hold}]
+"""
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe import Request, observe
+
+ARGUMENTS = {
+    "root": {"type": "str", "default": "/opt/gpufleet/envs"},
+    "environments": {"type": "list", "elements": "str", "default": []},
+    "files": {"type": "list", "elements": "str", "default": []},
+    "variables": {"type": "list", "elements": "str", "default": ["TOKENIZERS_PARALLELISM"]},
+    "cuda": {"type": "bool", "default": False},
+    "time_limit": {"type": "int", "default": 10},
+}
+_TIME_LIMITS = range(1, 301)
+_ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def invalid(parameters):
+    """Return what is wrong with the options, or None."""
+    for path in [parameters["root"], *parameters["files"]]:
+        if not os.path.isabs(path) or os.path.normpath(path) != path or "\0" in path:
+            return f"{path!r} is not an absolute path in its shortest form, such as /opt/gpufleet/envs"
+    for name in parameters["environments"]:
+        if not _ENVIRONMENT.match(name):
+            return f"environments: {name!r} is no name of an environment (letters, digits, dot, underscore, hyphen)"
+    for name in parameters["variables"]:
+        if not _VARIABLE.match(name):
+            return f"variables: {name!r} is no name of an environment variable"
+    if parameters["time_limit"] not in _TIME_LIMITS:
+        return f"time_limit: {parameters['time_limit']} is not between 1 and {_TIME_LIMITS[-1]} seconds"
+    return None
+
+
+def main():
+    """Validate, observe, answer."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    problem = invalid(module.params)
+    if problem:
+        module.fail_json(msg=problem)
+    request = Request(**{name: module.params[name] for name in ARGUMENTS})
+    module.exit_json(changed=False, observation=observe(Host(), request))
+
+
+if __name__ == "__main__":
+    main()
