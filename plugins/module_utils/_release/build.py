@@ -1,0 +1,359 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection: make the files of a release, at their final place, so that nothing can change them afterwards.
+
+Who may write what, and when:
+
+* uv downloads and installs as the build account. It runs no code of any package: only wheels are allowed, and bytecode is
+  not compiled by uv, whose compiler would start the environment's Python together with its .pth files.
+* The directory above uv's cache belongs to root and is closed to the build account except while uv runs. So code of a package, which
+  first runs in the proof, can reach neither the cache nor another release.
+* uv makes hard links from its cache, as far as the kernel allows (fs.protected_hardlinks): a file is linked once, when it
+  comes fresh out of its wheel, and copied for every later release, because by then it belongs to root. A release and the cache may
+  thus share a file, two releases never do. The second release of a set costs its bytes again; in exchange no damage spreads.
+* Files that come from an older cache are compared with the hashes in RECORD before anybody may use them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import time
+import typing as t
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import record, startup, tool
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
+    BUILD_ACCOUNT,
+    ReleaseError,
+    Request,
+)
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.processes import (
+    Account,
+    Ended,
+    end,
+    run_as,
+    users_of,
+)
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PASSED_ON = (
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "UV_HTTP_TIMEOUT",
+    "UV_INSECURE_HOST",
+    "UV_SYSTEM_CERTS",
+)
+"""Variables of the task that reach uv. Everything else is left behind."""
+
+FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
+MIB = 1024 * 1024
+_CACHE_OPEN, _CACHE_CLOSED = 0o710, 0o700
+_UNKNOWN_NEED_MIB = 8192
+_UNKNOWN_NEED_INODES = 60000
+
+
+class PoisonedCache(ReleaseError):
+    """Files that came from the cache are not what their wheels hold."""
+
+
+def build_account(cache: str) -> Account:
+    """The system account that builds; it is created where the host has none."""
+    step = "create the build account"
+    remedy = f"Create a system account {BUILD_ACCOUNT}, then run again."
+    try:
+        account = Account.of(BUILD_ACCOUNT)
+    except KeyError:
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", cache]
+        command += [
+            "--shell",
+            "/usr/sbin/nologin",
+            "--comment",
+            "builds the environments of gpufleet.workstation",
+            BUILD_ACCOUNT,
+        ]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
+                timeout=60,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ReleaseError(step, f"useradd cannot run: {error}", remedy) from error
+        if done.returncode != 0:
+            raise ReleaseError(step, f"useradd says: {done.stderr.strip()}", remedy) from None
+        account = Account.of(BUILD_ACCOUNT)
+    if account.uid == 0:
+        raise ReleaseError(step, f"{BUILD_ACCOUNT} has the uid of root", "Give that account a uid of its own.")
+    return account
+
+
+def check_room(directory: str, need_mib: int, need_inodes: int) -> None:
+    """Refuse to begin where the disk cannot hold the release."""
+    room = os.statvfs(directory)
+    free_mib = room.f_bavail * room.f_frsize // MIB
+    if free_mib < need_mib:
+        raise ReleaseError(
+            "check the disk",
+            f"{directory} has {free_mib} MiB free, the release needs {need_mib} MiB",
+            "Free space there, or choose another torch_env_root.",
+        )
+    if room.f_files and room.f_favail < need_inodes:
+        raise ReleaseError(
+            "check the disk",
+            f"{directory} has {room.f_favail} inodes free, the release needs {need_inodes}",
+            "Remove files there, or choose another torch_env_root.",
+        )
+
+
+def estimate(stamps: t.Iterable[dict[str, t.Any]], spec: dict[str, t.Any]) -> tuple[int, int]:
+    """(MiB, inodes) that a release of ``spec`` needs, judged by an earlier one with the same torch, else from experience."""
+    sizes = [
+        (int(stamp["bytes"]), int(stamp["files"]))
+        for stamp in stamps
+        if stamp["spec"].get("torch") == spec["torch"] and stamp["spec"].get("companions") == spec.get("companions")
+    ]
+    if not sizes:
+        return _UNKNOWN_NEED_MIB, _UNKNOWN_NEED_INODES
+    size, files = max(sizes)
+    return size * 5 // 4 // MIB + 64, files * 2 + 2000
+
+
+class Builder:
+    """Builds one release as the build account, within one time limit."""
+
+    def __init__(
+        self, request: Request, release_id: str, uv: str, account: Account, groups: t.Sequence[int] = ()
+    ) -> None:
+        self._request = request
+        self._release = request.layout.release(release_id)
+        self._uv = uv
+        self._account = account
+        self._groups = groups
+        self._deadline = time.monotonic() + request.time_limit
+        self._cache = os.path.join(request.layout.cache, "uv")
+        self._scratch = os.path.join(request.layout.cache, "home")
+        self._warm = False
+
+    def prepare(self) -> None:
+        """Make the empty release directory and the cache; both belong to the build account."""
+        os.makedirs(self._request.layout.cache, mode=0o700, exist_ok=True)
+        os.chmod(self._request.layout.cache, _CACHE_CLOSED)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._warm = os.path.isdir(self._cache)
+        for directory in (self._cache, self._scratch, self._release):
+            os.makedirs(directory, mode=0o700, exist_ok=directory == self._cache)
+            os.chown(directory, self._account.uid, self._account.gid)
+
+    @contextlib.contextmanager
+    def _open_cache(self) -> t.Iterator[None]:
+        """Let the build account reach the cache, for as long as only uv runs."""
+        cache = self._request.layout.cache
+        os.chown(cache, 0, self._account.gid)
+        os.chmod(cache, _CACHE_OPEN)
+        try:
+            yield
+        finally:
+            os.chmod(cache, _CACHE_CLOSED)
+
+    def venv(self) -> None:
+        """Make the empty virtual environment."""
+        command = [
+            "venv",
+            "--no-project",
+            "--prompt",
+            self._request.layout.name,
+            "--python",
+            self._request.interpreter,
+            self._release,
+        ]
+        with self._open_cache():
+            self._run_uv("make the virtual environment", command)
+
+    def install(self) -> None:
+        """Install torch's family from the torch index, then the requirements from the package index alone."""
+        spec = self._request.spec
+        step = f"install torch {spec['torch']}"
+        wanted = [f"torch=={spec['torch']}"]
+        wanted += [f"{project}=={version}" for project, version in sorted((spec.get("companions") or {}).items())]
+        command = ["pip", "install", "--python", os.path.join(self._release, "bin", "python"), "--requirements", "-"]
+        with self._open_cache():
+            self._run_uv(step, command, text="\n".join(wanted) + "\n", index=self._request.index_url)
+            if spec.get("requirements"):
+                pinned = self._family()
+                self._run_uv(
+                    "install the requirements", command, text="\n".join(pinned + list(spec["requirements"])) + "\n"
+                )
+            self._run_uv(
+                "check the requirements", ["pip", "check", "--python", os.path.join(self._release, "bin", "python")]
+            )
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _family(self) -> list[str]:
+        """Pins of what came from the torch index for torch's sake: satisfied, so that no other index is asked for it."""
+        installed = record.distributions(record.site_packages(self._release))
+        return [
+            f"{project}=={version}"
+            for project, version in installed.items()
+            if project in FAMILY or project.startswith("nvidia-")
+        ]
+
+    def check_record(self) -> None:
+        """Compare what was installed with RECORD: sizes, and contents too where the cache is older than this build."""
+        wrong = record.problems(self._release, hashes=self._warm)
+        if wrong:
+            kind = PoisonedCache if self._warm else ReleaseError
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise kind(
+                "compare the files with RECORD",
+                "; ".join(wrong[:5]) + more,
+                "Check the disk and the index or mirror, then run again.",
+                problems=wrong[:50],
+            )
+
+    def drop_cache(self) -> None:
+        """Remove the cache, so that the next try takes everything from the index."""
+        shutil.rmtree(self._cache)
+
+    def add_startup_files(self) -> None:
+        """Put the module that sets the runtime variables beside the packages. No package may bring the same names."""
+        packages = record.site_packages(self._release)
+        for name, content in ((startup.MODULE_NAME, startup.MODULE), (startup.PTH_NAME, startup.PTH)):
+            try:
+                descriptor = os.open(
+                    os.path.join(packages, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644
+                )
+            except FileExistsError as error:
+                raise ReleaseError(
+                    "add the start-up module",
+                    f"a package brings its own {name}",
+                    "Leave that package out of requirements.",
+                ) from error
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(content)
+
+    def compile(self) -> None:
+        """Compile bytecode, which users of the read-only release could not write. With -S no .pth file of a package runs."""
+        python = os.path.join(self._release, "bin", "python")
+        argv = [python, "-I", "-S", "-m", "compileall", "-q", "-j", "0", record.site_packages(self._release)]
+        ended = self._run("compile bytecode", argv, {"PATH": _PATH, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"})
+        if ended.returncode not in (0, 1):  # 1: some file, for example a template, is no valid Python
+            cause, remedy = tool.explain(ended.output)
+            raise ReleaseError("compile bytecode", f"compileall ended with {ended.returncode}: {cause}", remedy)
+
+    def seal(self) -> None:
+        """Give everything to root and take away every right to write that others have."""
+        step = "take ownership"
+        users = users_of([self._release])
+        if users is None:
+            cause = "it cannot be said whether a process still writes into the release"
+            raise ReleaseError(step, cause, "Look for hung processes (state D).")
+        end(users[self._release], self._account.uid)
+        seal_tree(self._release, os.path.realpath(self._request.interpreter))
+
+    def discard(self) -> None:
+        """Remove the unfinished release."""
+        shutil.rmtree(self._release, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _run_uv(self, step: str, command: list[str], text: str = "", index: str = "") -> None:
+        environment = self._uv_environment(index)
+        ended = self._run(step, [self._uv, "--no-progress", "--color", "never", *command], environment, text)
+        if ended.returncode != 0:
+            cause, remedy = tool.explain(ended.output)
+            raise ReleaseError(step, f"uv says: {cause}", remedy)
+
+    def _uv_environment(self, index: str) -> dict[str, str]:
+        """A clean environment; index URLs go through it because everybody can read a command line."""
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment.update(
+            PATH=_PATH,
+            LC_ALL="C.UTF-8",
+            HOME=self._scratch,
+            TMPDIR=self._scratch,
+            UV_CACHE_DIR=self._cache,
+            UV_LINK_MODE="hardlink",
+            UV_NO_BUILD="1",
+            UV_PYTHON_DOWNLOADS="never",
+        )
+        if self._request.package_index_url:
+            environment["UV_DEFAULT_INDEX"] = self._request.package_index_url
+        if index:
+            environment["UV_INDEX"] = index
+        return environment
+
+    def _run(self, step: str, argv: list[str], environment: dict[str, str], text: str = "") -> Ended:
+        left = self._deadline - time.monotonic()
+        directory = self._scratch if os.path.isdir(self._scratch) else "/"
+        try:
+            ended = run_as(
+                self._account,
+                argv,
+                environment=environment,
+                directory=directory,
+                time_limit=left,
+                groups=self._groups,
+                text=text,
+            )
+        except OSError as error:
+            cause = f"{argv[0]} cannot be started: {error.strerror}"
+            raise ReleaseError(step, cause, "Check that it exists and may be executed.") from error
+        if ended.timed_out:
+            raise ReleaseError(
+                step,
+                f"it took longer than the time limit of {self._request.time_limit:.0f} s for a build",
+                "Raise torch_env_build_time_limit, or use an index nearer to the host.",
+            )
+        return ended
+
+
+def seal_tree(top: str, interpreter: str) -> None:
+    """Give a tree to root: directories and programs 0755, files 0644. Never follows a link.
+
+    A directory is taken first and read afterwards: from then on nobody else can exchange its entries. Raises ReleaseError
+    for anything that has no place in an environment.
+    """
+    pending = [top]
+    while pending:
+        directory = pending.pop()
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchown(descriptor, 0, 0)
+            os.fchmod(descriptor, 0o755)
+        finally:
+            os.close(descriptor)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISDIR(mode):
+                    pending.append(entry.path)
+                    continue
+                os.lchown(entry.path, 0, 0)
+                if stat.S_ISREG(mode):
+                    os.chmod(entry.path, 0o755 if mode & 0o111 else 0o644)
+                elif not stat.S_ISLNK(mode) or not _stays_inside(entry.path, top, interpreter):
+                    raise ReleaseError(
+                        "take ownership",
+                        f"{os.path.relpath(entry.path, top)} is a special file or a link that leads out of the release",
+                        "Leave the package that brings it out of requirements.",
+                    )
+
+
+def _stays_inside(link: str, top: str, interpreter: str) -> bool:
+    target = os.path.realpath(link)
+    return target == interpreter or target.startswith(os.path.realpath(top) + os.sep)

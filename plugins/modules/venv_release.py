@@ -1,0 +1,340 @@
+#!/usr/bin/python
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring one environment with torch to the release that is asked for."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: venv_release
+short_description: Build, prove, switch, roll back or remove a Python environment that holds torch
+version_added: 0.1.0
+description:
+  - An environment is a series of releases. Each is a virtual environment below C(ROOT/NAME/releases) that is built once and never
+    changed again. C(ROOT/NAME/current) is a symlink to the one that serves, C(ROOT/NAME/previous) to the one before it.
+  - One execution builds a release at its final place, compares every file with what its wheel promised, compiles the bytecode,
+    gives everything to root, proves it on this host, stamps it, switches to it in one step and removes old releases.
+  - Whatever fails or is killed on the way, the release that served before serves on, and what was left is removed by the next run.
+  - Packages are installed as wheels only, by uv, as the system account C(gpufleet). No code of an environment ever runs as root.
+  - uv shares files between its cache and the first release that holds them, as hard links that belong to root. Later
+    releases get copies, so that no two releases share a file; that costs their size again.
+options:
+  name:
+    description:
+      - Name of the environment. A lower-case letter or a digit, then those, C(.), C(_) or C(-), at most 63 characters.
+    type: str
+    required: true
+  root:
+    description:
+      - Directory that holds all environments. It and what lies above it must belong to root and not be writable by everybody.
+    type: path
+    default: /opt/gpufleet/envs
+  state:
+    description:
+      - V(present) makes a proven release of O(spec) current; it is built where the host has none.
+      - V(previous) goes back to the release that served before, once it is proven against this host as it is now. Needs no network.
+      - V(absent) removes the environment with all its releases, unless a process uses one.
+    type: str
+    choices: [present, previous, absent]
+    default: present
+  spec:
+    description:
+      - What the environment has to hold, as the plan returns it, with V(name), V(python), V(torch), V(companions), V(requirements),
+        V(arch) and V(schema). Required where O(state=present).
+    type: dict
+  spec_digest:
+    description:
+      - SHA-256 of the canonical JSON of O(spec), as the plan returns it. Required where O(state=present).
+    type: str
+  release_base:
+    description:
+      - Name of a release of O(spec), as the plan returns it. A number is appended where the name is taken. Required where O(state=present).
+    type: str
+  index_url:
+    description:
+      - URL of the package index that torch and its companions come from. Credentials in it are not logged. Required where O(state=present).
+    type: str
+  package_index_url:
+    description:
+      - URL of the package index for everything that the torch index does not have. Empty means the one that uv uses on this host.
+    type: str
+    default: ""
+  interpreter:
+    description:
+      - Path of the Python interpreter that the environment is made with. Required where O(state=present).
+    type: path
+  owner:
+    description:
+      - Account that uses the environment and as which it is proven. With V(root), who never runs an environment's Python, that is
+        the account C(gpufleet).
+    type: str
+    default: root
+  group:
+    description:
+      - Group whose members may read the environment. V(root) means everybody.
+    type: str
+    default: root
+  keep:
+    description:
+      - How many proven releases to keep, the current one included. One that a process uses is kept in any case.
+    type: int
+    default: 2
+  sm:
+    description:
+      - Architectures of this host's GPUs, for example V(sm_120). The proof fails where torch has no code for one of them.
+    type: list
+    elements: str
+    default: []
+  time_limit:
+    description:
+      - Seconds that building may take, the download included.
+    type: int
+    default: 3600
+  proof_time_limit:
+    description:
+      - Seconds that the proof may take.
+    type: int
+    default: 300
+  lock_timeout:
+    description:
+      - Seconds to wait for another run that changes environments below the same O(root).
+    type: int
+    default: 300
+  disk_required:
+    description:
+      - MiB that must be free below O(root) before a build begins. V(0) means an estimate, which is 8192 for the first release of a
+        torch version and the size of the earlier ones after that.
+    type: int
+    default: 0
+  launcher:
+    description:
+      - Path of the command that runs programs in the environments below O(root). Empty means that none is written.
+    type: path
+    default: /usr/local/bin/gpu-env
+  uv_archive:
+    description:
+      - Path, on the host, of the uv wheel that the collection pins. Usually left to the action plugin, which hands it over when the
+        host needs it.
+    type: path
+  uv_wheel:
+    description:
+      - Path, on the controller, of the same wheel. Empty means that the controller fetches it once with pip and keeps it in
+        C($XDG_CACHE_HOME/gpufleet).
+    type: path
+    default: ""
+attributes:
+  check_mode:
+    support: full
+    description: Predicts whether a release would be built or switched to; nothing is transferred or written.
+  diff_mode:
+    support: full
+    description: Shows the current and the previous release before and after.
+  platform:
+    support: full
+    platforms: linux
+    description: Linux hosts with Python 3.9 or newer; the module has to run as root.
+requirements:
+  - useradd on the host, where the account C(gpufleet) does not exist yet
+author:
+  - The gpufleet.workstation maintainers (@gpufleet)
+seealso:
+  - module: gpufleet.workstation.plan
+  - module: gpufleet.workstation.cuda_verify
+"""
+
+EXAMPLES = r"""
+- name: Observe and plan
+  gpufleet.workstation.plan:
+    steps: [torch]
+  register: planned
+
+- name: Serve the environments that the plan wants to change
+  gpufleet.workstation.venv_release:
+    name: "{{ item.name }}"
+    root: "{{ item.root }}"
+    spec: "{{ item.spec }}"
+    spec_digest: "{{ item.spec_digest }}"
+    release_base: "{{ item.release_base }}"
+    index_url: "{{ item.index_url }}"
+    package_index_url: "{{ item.package_index_url }}"
+    interpreter: "{{ item.interpreter }}"
+    sm: "{{ item.sm }}"
+  loop: "{{ planned.plan.environments | selectattr('actions') }}"
+  loop_control:
+    label: "{{ item.name }}"
+
+- name: Go back to the release that served before
+  gpufleet.workstation.venv_release:
+    name: base
+    state: previous
+"""
+
+RETURN = r"""
+what:
+  description: What was decided and why.
+  returned: always
+  type: str
+  sample: "build 2.9.1-cu128-1f2e3d4c: no release of this specification is there"
+release:
+  description: The release that serves now (in check mode, that would serve).
+  returned: success
+  type: str
+  sample: 2.9.1-cu128-1f2e3d4c
+previous:
+  description: The release that O(state=previous) would go back to.
+  returned: success
+  type: str
+path:
+  description: Directory of RV(release).
+  returned: success
+  type: path
+steps:
+  description: The steps that were taken, in order.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    step:
+      description: Name of the step.
+      type: str
+    seconds:
+      description: How long it took, in seconds.
+      type: float
+proof:
+  description: Result of the static proof with its checks, where one was made.
+  returned: when a release was or should have been proven
+  type: dict
+removed:
+  description: Releases that were removed.
+  returned: success
+  type: list
+  elements: str
+step:
+  description: The step, or the option, that failed.
+  returned: failure
+  type: str
+cause:
+  description: Why it failed; for uv, its own last lines without credentials.
+  returned: failure
+  type: str
+remedy:
+  description: What to do about it.
+  returned: failure
+  type: str
+"""
+
+import os
+import platform
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._proof import runner
+from ..module_utils._release import tool
+from ..module_utils._release.build import build_account
+from ..module_utils._release.model import BadInput, Layout, ReleaseError, Request, check_name, check_root
+from ..module_utils._release.release import Host, Operation
+
+
+def main() -> None:
+    """Check the options and carry out the operation."""
+    spec = {
+        "name": {"type": "str", "required": True},
+        "root": {"type": "path", "default": "/opt/gpufleet/envs"},
+        "state": {"type": "str", "choices": ["present", "previous", "absent"], "default": "present"},
+        "spec": {"type": "dict"},
+        "spec_digest": {"type": "str"},
+        "release_base": {"type": "str"},
+        "index_url": {"type": "str"},
+        "package_index_url": {"type": "str", "default": ""},
+        "interpreter": {"type": "path"},
+        "owner": {"type": "str", "default": "root"},
+        "group": {"type": "str", "default": "root"},
+        "keep": {"type": "int", "default": 2},
+        "sm": {"type": "list", "elements": "str", "default": []},
+        "time_limit": {"type": "int", "default": 3600},
+        "proof_time_limit": {"type": "int", "default": 300},
+        "lock_timeout": {"type": "int", "default": 300},
+        "disk_required": {"type": "int", "default": 0},
+        "launcher": {"type": "path", "default": "/usr/local/bin/gpu-env"},
+        "uv_archive": {"type": "path"},
+        "uv_wheel": {"type": "path", "default": ""},
+    }
+    needed = ["spec", "spec_digest", "release_base", "index_url", "interpreter"]
+    module = AnsibleModule(spec, supports_check_mode=True, required_if=[("state", "present", needed)])
+    os.umask(0o022)
+    operation = None
+    try:
+        if os.geteuid() != 0:
+            raise BadInput("become", "environments are built and owned by root", "Set become: true for this task.")
+        request = _request(module.params)
+        operation = Operation(request, _host(request.layout, module.params["uv_archive"]), module.check_mode)
+        result = getattr(operation, module.params["state"])()
+    except ReleaseError as error:
+        _fail(module, operation, error)
+    else:
+        for warning in result.pop("warnings"):
+            module.warn(warning)
+        module.exit_json(**result)
+
+
+def _request(params: dict[str, Any]) -> Request:
+    layout = Layout(check_root(params["root"]), check_name(params["name"]))
+    return Request(
+        layout=layout,
+        spec=params["spec"] or {},
+        spec_digest=params["spec_digest"] or "",
+        release_base=params["release_base"] or "",
+        index_url=params["index_url"] or "",
+        package_index_url=params["package_index_url"],
+        interpreter=params["interpreter"] or "",
+        owner=params["owner"],
+        group=params["group"],
+        keep=params["keep"],
+        sm=tuple(params["sm"]),
+        time_limit=params["time_limit"],
+        proof_time_limit=params["proof_time_limit"],
+        lock_timeout=params["lock_timeout"],
+        disk_required_mib=params["disk_required"],
+        launcher=params["launcher"],
+    )
+
+
+def _host(layout: Layout, uv_archive: str | None) -> Host:
+    return Host(
+        account=lambda: build_account(layout.cache),
+        uv=lambda: _uv(layout, uv_archive),
+        prove=runner.run_checks,
+        now=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _uv(layout: Layout, archive: str | None) -> str | None:
+    present = tool.installed(layout.tools)
+    if os.access(present, os.X_OK):
+        return present
+    if archive is None:
+        return None
+    wheel = tool.WHEELS.get(platform.machine())
+    if wheel is None:
+        cause = f"the collection knows no uv for {platform.machine()}"
+        raise ReleaseError("install uv", cause, "Supported are x86_64 and aarch64.")
+    return tool.unpack(archive, wheel, layout.tools)
+
+
+def _fail(module: AnsibleModule, operation: Operation | None, error: ReleaseError) -> None:
+    name = module.params["name"]
+    details: dict[str, Any] = {"step": error.step, "cause": error.cause, "remedy": error.remedy, **error.details}
+    untouched = "Nothing was changed."
+    if operation is not None:
+        details.update(what=operation.what, steps=operation.steps)
+        if not isinstance(error, BadInput):
+            serving = operation.before.current
+            untouched = f"{serving} serves as before." if serving else "No release serves; what was begun is removed."
+    module.fail_json(msg=f"{name}: {error} {untouched}", **details)
+
+
+if __name__ == "__main__":
+    main()
