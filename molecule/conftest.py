@@ -1,0 +1,46 @@
+"""Fixtures of the scenarios' tests: hosts of the simulated fleet, and plays run on them as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+ROOT = Path(__file__).resolve().parent.parent
+INVENTORY = ROOT / ".state/sandbox/inventory.yml"
+sys.path.insert(0, str(ROOT / "molecule/shared"))
+
+
+@pytest.fixture(scope="session")
+def host_named() -> Callable[[str], Host]:
+    """Return a function that gives the host of a name, with root's rights."""
+
+    def get(name: str) -> Host:
+        return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}", sudo=True)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def play() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a playbook of the collection as a user would, and gives what they would see."""
+
+    def run(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "COLUMNS": "160",
+        }
+        command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(INVENTORY), *options, str(ROOT / playbook)]
+        return subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+
+    return run
