@@ -9,6 +9,7 @@ is reported and left, never waited for. Standard library only, Python 3.9, Linux
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -21,12 +22,12 @@ import subprocess
 import tempfile
 import time
 from types import TracebackType
-from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Type
+from typing import Any, Callable, NamedTuple, Sequence
 
 BUILD_ACCOUNT = "gpufleet"
 KILL_PATIENCE = 5.0  # seconds a process killed by SIGKILL gets to disappear
 KEPT_OUTPUT = 8192  # bytes kept of the beginning and of the end of stdout and stderr
-KEPT_RECORDS = 4 << 20
+KEPT_RECORDS = 1 << 20
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 
 
@@ -40,17 +41,17 @@ class Account(NamedTuple):
     name: str
     uid: int
     gid: int
-    groups: List[int]
+    groups: list[int]
     switch: bool
 
 
-def choose_account(user: Optional[str]) -> Account:
+def choose_account(user: str | None) -> Account:
     """The account that runs an environment's Python. Never root: root's part goes to `gpufleet`, else to `nobody`."""
     current = os.geteuid()
     if current != 0:
         entry = pwd.getpwuid(current)
         if user not in (None, "", entry.pw_name):
-            raise AccountError("running as '%s', so the proof cannot run as '%s'" % (entry.pw_name, user))
+            raise AccountError(f"running as '{entry.pw_name}', so the proof cannot run as '{user}'")
         return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, [], switch=False)
     candidates = [user] if user not in (None, "", "root") else [BUILD_ACCOUNT, "nobody"]
     for name in candidates:
@@ -62,8 +63,8 @@ def choose_account(user: Optional[str]) -> Account:
             groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
             return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, switch=True)
     if candidates == [user]:
-        raise AccountError("there is no unprivileged account '%s' on this host" % user)
-    raise AccountError("neither '%s' nor 'nobody' is an unprivileged account of this host" % BUILD_ACCOUNT)
+        raise AccountError(f"there is no unprivileged account '{user}' on this host")
+    raise AccountError(f"neither '{BUILD_ACCOUNT}' nor 'nobody' is an unprivileged account of this host")
 
 
 class Captured:
@@ -93,25 +94,25 @@ class Child:
     def __init__(self, label: str, deadline: float) -> None:
         self.label = label
         self.deadline = deadline
-        self.records: List[Dict[str, Any]] = []
-        self.garbage: Optional[str] = None  # what came over the record pipe and is no record
-        self.start_error: Optional[str] = None
+        self.records: list[dict[str, Any]] = []
+        self.garbage: str | None = None  # what came over the record pipe and is no record
+        self.start_error: str | None = None
         self.timed_out = False
         self.unkillable = False
         self.done = False
         self.output = Captured()
         self._buffer = bytearray()
         self._received = 0
-        self._process: Optional[subprocess.Popen[bytes]] = None
-        self._control: Optional[int] = None
-        self._streams: Dict[int, Callable[[bytes], None]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: int | None = None
+        self._streams: dict[int, Callable[[bytes], None]] = {}
 
     @property
-    def returncode(self) -> Optional[int]:
+    def returncode(self) -> int | None:
         return self._process.returncode if self._process else None
 
     @property
-    def pid(self) -> Optional[int]:
+    def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
     @property
@@ -119,7 +120,7 @@ class Child:
         """Whether the script came to its own end, as its last record says."""
         return bool(self.records) and self.records[-1].get("event") == "end"
 
-    def signal_name(self) -> Optional[str]:
+    def signal_name(self) -> str | None:
         """The signal that ended the process on its own, not ours."""
         code = self.returncode
         if self.timed_out or code is None or code >= 0:
@@ -127,16 +128,17 @@ class Child:
         try:
             return signal.Signals(-code).name
         except ValueError:
-            return "signal %d" % -code
+            return f"signal {-code}"
 
     def start(
-        self, python: Sequence[str], source: str, request: Dict[str, Any], account: Account, directory: str
+        self, python: Sequence[str], source: str, request: dict[str, Any], account: Account, directory: str
     ) -> None:
         """Start `python` on `source`. Failure to start is kept in start_error."""
         records_read, records_write = os.pipe()
-        control_read, control_write = os.pipe()
+        control_read, self._control = os.pipe()
+        output_read, output_write = os.pipe()
         arguments = [*python, "-", json.dumps(request), str(records_write), str(control_read)]
-        identity: Dict[str, Any] = {}
+        identity: dict[str, Any] = {}
         if account.switch:
             identity = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
         with tempfile.TemporaryFile() as script:  # a file, not a pipe: nobody waits for a child that does not read
@@ -146,7 +148,7 @@ class Child:
                 self._process = subprocess.Popen(
                     arguments,
                     stdin=script,
-                    stdout=subprocess.PIPE,
+                    stdout=output_write,
                     stderr=subprocess.STDOUT,
                     pass_fds=(records_write, control_read),
                     cwd=directory,
@@ -158,31 +160,27 @@ class Child:
             except (OSError, subprocess.SubprocessError) as error:
                 self.start_error = str(error)
                 self.done = True
-        os.close(records_write)
-        os.close(control_read)
-        if self._process is None:
-            os.close(records_read)
-            os.close(control_write)
+        for descriptor in (records_write, control_read, output_write):
+            os.close(descriptor)
+        if self.start_error is not None:
+            for descriptor in (records_read, self._control, output_read):
+                os.close(descriptor)
+            self._control = None
             return
-        assert self._process.stdout is not None
-        self._control = control_write
-        os.set_blocking(records_read, False)
-        os.set_blocking(self._process.stdout.fileno(), False)
-        self._streams = {records_read: self._take_records, os.dup(self._process.stdout.fileno()): self.output.add}
-        self._process.stdout.close()
+        for descriptor in (records_read, output_read):
+            os.set_blocking(descriptor, False)
+        self._streams = {records_read: self._take_records, output_read: self.output.add}
 
-    def tell(self, message: Dict[str, Any]) -> None:
+    def tell(self, message: dict[str, Any]) -> None:
         """Send the script one line on its control descriptor; a child that is gone needs none."""
         if self._control is None:
             return
-        try:
+        with contextlib.suppress(BrokenPipeError):
             os.write(self._control, (json.dumps(message) + "\n").encode())
-        except BrokenPipeError:
-            pass
         os.close(self._control)
         self._control = None
 
-    def streams(self) -> List[int]:
+    def streams(self) -> list[int]:
         return list(self._streams)
 
     def read(self, descriptor: int) -> None:
@@ -202,21 +200,18 @@ class Child:
         """Notice the end of the process, or bring it about at the limit."""
         if self.done or self._process is None:
             return
-        # WNOWAIT: while the dead leader is not reaped its process group's number cannot be somebody else's.
+        # WNOWAIT: while the dead leader is not reaped, its process group's number cannot be somebody else's.
         if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
-            self._finish()
+            self._finish(self._process)
         elif time.monotonic() >= self.deadline:
             self.timed_out = True
-            self._finish()
+            self._finish(self._process)
 
-    def _finish(self) -> None:
-        assert self._process is not None
+    def _finish(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        try:
-            self._process.wait(timeout=KILL_PATIENCE)
+            process.wait(timeout=KILL_PATIENCE)
         except subprocess.TimeoutExpired:
             self.unkillable = True
         for descriptor in self.streams():
@@ -232,7 +227,7 @@ class Child:
     def _take_records(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > KEPT_RECORDS:
-            self.garbage = "more than %d bytes of records" % KEPT_RECORDS
+            self.garbage = f"more than {KEPT_RECORDS} bytes of records"
             return
         self._buffer += data
         *lines, rest = bytes(self._buffer).split(b"\n")
@@ -248,7 +243,7 @@ class Child:
                 self.garbage = line[:200].decode(errors="replace")
 
 
-def clean_environment(directory: str) -> Dict[str, str]:
+def clean_environment(directory: str) -> dict[str, str]:
     """Nothing of the caller's: no CUDA_VISIBLE_DEVICES, LD_LIBRARY_PATH or PYTHON*; caches go to the private directory."""
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -266,12 +261,12 @@ def _forbid_core_files() -> None:
 class Nursery:
     """Private directories and the children in them; on leaving, nothing of either is left behind."""
 
-    def __init__(self, parent: str = "/tmp") -> None:
-        # Not Ansible's own temporary directory: only root can enter that.
+    def __init__(self, parent: str = "/tmp") -> None:  # noqa: S108 (mkdtemp makes a directory of its own in it)
+        # Not TMPDIR: what root's session and Ansible put there, only root can enter.
         self._parent = parent if os.path.isdir(parent) else tempfile.gettempdir()
-        self._directories: List[str] = []
-        self.children: List[Child] = []
-        self._others: Set[int] = set()
+        self._directories: list[str] = []
+        self.children: list[Child] = []
+        self._others: set[int] = set()
         self._reaper = 0
         self._libc = ctypes.CDLL(None)
 
@@ -287,9 +282,9 @@ class Nursery:
 
     def __exit__(
         self,
-        kind: Optional[Type[BaseException]],
-        value: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         for child in self.children:
             child.deadline = 0.0
@@ -304,7 +299,7 @@ class Nursery:
         label: str,
         python: Sequence[str],
         source: str,
-        request: Dict[str, Any],
+        request: dict[str, Any],
         account: Account,
         deadline: float,
     ) -> Child:
@@ -338,20 +333,20 @@ class Nursery:
             if not strays:
                 return
             for pid in strays:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)
             time.sleep(0.01)
 
 
-def children_of(parent: int) -> Set[int]:
+def children_of(parent: int) -> set[int]:
     """The processes whose parent is `parent`."""
     found = set()
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
-        stream: IO[bytes]
         try:
-            with open("/proc/%s/stat" % entry, "rb") as stream:
+            with open(f"/proc/{entry}/stat", "rb") as stream:
                 fields = stream.read().rpartition(b")")[2].split()
         except OSError:  # it ended meanwhile
             continue

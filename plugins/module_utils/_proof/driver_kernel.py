@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from array import array
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 # PTX 6.0 for compute capability 5.0: every driver and GPU of the knowledge base assembles it for itself. The low 32
 # bits of integer arithmetic are exact, so that the result is right or wrong and never nearly right.
@@ -64,7 +64,7 @@ class CudaError(Exception):
     """A call of the driver answered with an error code."""
 
     def __init__(self, call: str, number: int, name: str) -> None:
-        super().__init__("%s: %s (%d)" % (call, name, number))
+        super().__init__(f"{call}: {name} ({number})")
         self.number = number
 
 
@@ -95,10 +95,10 @@ class Records:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
-    def check(self, name: str, function: Callable[[], str], gpu: Optional[str] = None) -> bool:
+    def check(self, name: str, function: Callable[[], str], gpu: str | None = None) -> bool:
         self.write(event="begin", id=name, gpu=gpu)
         started = time.perf_counter()
-        record: Dict[str, Any] = {"status": "failed"}
+        record: dict[str, Any] = {"status": "failed"}
         try:
             record = {"status": "passed", "evidence": function()}
         except CudaError as error:
@@ -135,22 +135,22 @@ class NvmlProcess(ctypes.Structure):
     ]
 
 
-def compute_processes() -> Dict[str, Optional[List[int]]]:
+def compute_processes() -> dict[str, list[int] | None]:
     """PCI address -> ids of the processes with a compute context; None where the driver does not tell (WSL)."""
     nvml = ctypes.CDLL("libnvidia-ml.so.1")
     number = nvml.nvmlInit_v2()
     if number:
-        raise OSError("NVML does not start: error %d" % number)
+        raise OSError(f"NVML does not start: error {number}")
     count = ctypes.c_uint()
     nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-    found: Dict[str, Optional[List[int]]] = {}
+    found: dict[str, list[int] | None] = {}
     for index in range(count.value):
         handle, pci = ctypes.c_void_p(), NvmlPci()
         if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
             continue  # a GPU that fell off the bus; libcuda's view tells
         if nvml.nvmlDeviceGetPciInfo_v3(handle, ctypes.byref(pci)):
             continue
-        address = "%04x:%02x:%02x.0" % (pci.domain, pci.bus, pci.device)
+        address = f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0"
         processes = (NvmlProcess * 256)()
         size = ctypes.c_uint(len(processes))
         number = nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(size), processes)
@@ -161,7 +161,7 @@ def compute_processes() -> Dict[str, Optional[List[int]]]:
 # ---- the kernel -----------------------------------------------------------------------------------------------------
 
 
-def describe(cuda: Cuda, index: int) -> Dict[str, Any]:
+def describe(cuda: Cuda, index: int) -> dict[str, Any]:
     """One GPU as libcuda shows it."""
     device = ctypes.c_int()
     cuda("cuDeviceGet", ctypes.byref(device), index)
@@ -178,8 +178,8 @@ def describe(cuda: Cuda, index: int) -> Dict[str, Any]:
     return {
         "index": index,
         "name": name.value.decode(errors="replace"),
-        "sm": "sm_%d%d" % (values[0], values[1]),
-        "pci_address": "%04x:%02x:%02x.0" % tuple(values[2:]),
+        "sm": f"sm_{values[0]}{values[1]}",
+        "pci_address": f"{values[2]:04x}:{values[3]:02x}:{values[4]:02x}.0",
         "uuid": "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])),
     }
 
@@ -216,21 +216,20 @@ def run_kernel(cuda: Cuda, index: int) -> str:
     if wrong:
         at = wrong[0]
         raise ArithmeticError(
-            "%d of %d values are wrong, for example value %d is %d, expected %d"
-            % (len(wrong), COUNT, at, out[at], expected[at])
+            f"{len(wrong)} of {COUNT} values are wrong, for example value {at} is {out[at]}, expected {expected[at]}"
         )
-    return "a kernel compiled by the driver computed %d values exactly" % COUNT
+    return f"a kernel compiled by the driver computed {COUNT} values exactly"
 
 
-def main(arguments: List[str]) -> None:
+def main(arguments: list[str]) -> None:
     records = Records(int(arguments[1]))
     try:
-        busy: Dict[str, Optional[List[int]]] = compute_processes()
+        busy: dict[str, list[int] | None] = compute_processes()
     except (OSError, AttributeError) as error:  # no NVML, or one too old to tell: libcuda's own error says more
         busy = {}
         records.write(event="nvml", error=str(error))
-    cuda: List[Cuda] = []
-    gpus: List[Dict[str, Any]] = []
+    cuda: list[Cuda] = []
+    gpus: list[dict[str, Any]] = []
     version = ctypes.c_int()
 
     def start() -> str:
@@ -240,7 +239,7 @@ def main(arguments: List[str]) -> None:
         count = ctypes.c_int()
         cuda[0]("cuDeviceGetCount", ctypes.byref(count))
         gpus.extend(describe(cuda[0], index) for index in range(count.value))
-        return "libcuda speaks CUDA %d.%d and sees %d GPUs" % (version.value // 1000, version.value % 1000 // 10, len(gpus))
+        return f"libcuda speaks CUDA {version.value // 1000}.{version.value % 1000 // 10} and sees {len(gpus)} GPUs"
 
     if not records.check("driver.init", start):
         records.write(event="end")

@@ -10,13 +10,13 @@ Every check that belongs to a level has a place in the result before anything is
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from .._compat import sass
 from . import remedies
 
 LEVELS = ("static", "quick")
-GPU_CHECKS: Tuple[Tuple[str, Tuple[int, int]], ...] = (
+GPU_CHECKS: tuple[tuple[str, tuple[int, int]], ...] = (
     ("gpu.copy", (0, 0)),
     ("gpu.elementwise", (0, 0)),
     ("gpu.reduction", (0, 0)),
@@ -28,25 +28,31 @@ GPU_CHECKS: Tuple[Tuple[str, Tuple[int, int]], ...] = (
 )
 """torch's checks of one GPU at level quick, and the compute capability from which the hardware has what they test."""
 
-Check = Dict[str, Any]
+KEPT_EVIDENCE = 2000  # characters
+Check = dict[str, Any]
 
 
 class Outcome(NamedTuple):
     """How a process of the proof ended, and what it recorded."""
 
-    records: List[Dict[str, Any]]
-    problem: Optional[Tuple[str, str]]  # code and sentence, where it did not end well
+    records: list[dict[str, Any]]
+    problem: tuple[str, str] | None  # code and sentence, where it did not end well
 
 
-def capability(sm: str) -> Tuple[int, int]:
+def capability(sm: str) -> tuple[int, int]:
     """`sm_120` is compute capability 12.0."""
     match = re.fullmatch(r"sm_(\d+)(\d)[a-z]?", sm)
     if not match:
-        raise ValueError("'%s' is no compute capability such as sm_120" % sm)
+        raise ValueError(f"'{sm}' is no compute capability such as sm_120")
     return int(match.group(1)), int(match.group(2))
 
 
-def gpu_checks(sm: str) -> List[str]:
+def _dotted(sm: str) -> str:
+    major, minor = capability(sm)
+    return f"{major}.{minor}"
+
+
+def gpu_checks(sm: str) -> list[str]:
     """The ids of torch's checks on a GPU of this compute capability."""
     return [name for name, first in GPU_CHECKS if capability(sm) >= first]
 
@@ -63,7 +69,7 @@ def not_run(name: str, code: str, evidence: str) -> Check:
     return _check(name, "not_run", evidence, code, {})
 
 
-def _check(name: str, status: str, evidence: str, code: Optional[str], values: Dict[str, Any]) -> Check:
+def _check(name: str, status: str, evidence: str, code: str | None, values: dict[str, Any]) -> Check:
     return {
         "id": name,
         "status": status,
@@ -75,9 +81,9 @@ def _check(name: str, status: str, evidence: str, code: Optional[str], values: D
     }
 
 
-def from_records(outcome: Outcome, names: Sequence[str], gpu: Optional[str] = None) -> List[Check]:
+def from_records(outcome: Outcome, names: Sequence[str], gpu: str | None = None) -> list[Check]:
     """The checks `names` as the records tell them; what they do not tell did not run or was cut short."""
-    told: Dict[str, Check] = {}
+    told: dict[str, Check] = {}
     begun = set()
     for record in outcome.records:
         if record.get("gpu") != gpu:
@@ -87,7 +93,7 @@ def from_records(outcome: Outcome, names: Sequence[str], gpu: Optional[str] = No
         elif record.get("event") == "check":
             told[str(record.get("id"))] = _from_record(record)
     checks = []
-    blamed: Optional[str] = None
+    blamed: str | None = None
     for name in names:
         if name in told:
             checks.append(told[name])
@@ -98,22 +104,27 @@ def from_records(outcome: Outcome, names: Sequence[str], gpu: Optional[str] = No
         elif outcome.problem is not None:
             checks.append(not_run(name, "stopped", outcome.problem[1]))
         else:
-            reason = "%s failed before it" % blamed if blamed else "the process reported nothing about it"
+            reason = f"{blamed} failed before it" if blamed else "the process reported nothing about it"
             checks.append(not_run(name, "stopped", reason))
     return checks
 
 
-def _from_record(record: Dict[str, Any]) -> Check:
+def _mapping(value: Any) -> dict[str, Any]:
+    """Records come from a process that anything in an environment can write for: nothing about them is certain."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _from_record(record: dict[str, Any]) -> Check:
     name, status = str(record.get("id")), record.get("status")
-    evidence = str(record.get("evidence") or "")
-    code: Optional[str] = None
+    evidence = str(record.get("evidence") or "")[:KEPT_EVIDENCE]
+    code: str | None = None
     if status != "passed":
         status = "failed"
         code = record.get("code")
         if code not in remedies.REMEDIES:
-            error = record.get("error") or {}
+            error = _mapping(record.get("error"))
             code = remedies.code_of(name, error.get("number"), error.get("type"), evidence)
-    check = _check(name, status, evidence, code, record.get("values") or {})
+    check = _check(name, status, evidence, code, _mapping(record.get("values")))
     check["ms"] = record.get("ms")
     return check
 
@@ -121,128 +132,140 @@ def _from_record(record: Dict[str, Any]) -> Check:
 # ---- static ---------------------------------------------------------------------------------------------------------
 
 
-def split_version(version: str) -> Tuple[str, Optional[str]]:
+def split_version(version: str) -> tuple[str, str | None]:
     """`2.9.1+cu128` is `2.9.1` and the local version `cu128`."""
     public, _plus, local = version.partition("+")
     return public, local or None
 
 
 def static_checks(
-    outcome: Outcome, expect: Dict[str, Any], sm: Sequence[str], roots: Sequence[str]
-) -> Tuple[List[Check], Dict[str, Any], Dict[str, Any]]:
-    """All static checks, torch's facts and the companions' facts."""
+    outcome: Outcome, expect: dict[str, Any], sm: Sequence[str]
+) -> tuple[list[Check], dict[str, Any], dict[str, str]]:
+    """All static checks, torch's facts and the companions' versions."""
     wanted = dict(expect.get("companions") or {})
-    torch: Dict[str, Any] = {}
-    companions: Dict[str, Any] = {}
-    python: Optional[Dict[str, Any]] = None
+    torch: dict[str, Any] = {}
+    companions: dict[str, str] = {}
+    python: dict[str, Any] | None = None
     for record in outcome.records:
         if record.get("event") == "torch":
-            torch = dict(record.get("facts") or {})
+            torch = _torch_facts(_mapping(record.get("facts")))
         elif record.get("event") == "companions":
-            companions = dict(record.get("facts") or {})
+            companions = {name: str(version) for name, version in _mapping(record.get("facts")).items()}
         elif record.get("event") == "python":
             python = record
     if python is not None:
-        start = passed("python.start", "Python %s in %s" % (python.get("version"), python.get("prefix")))
+        start = passed("python.start", f"Python {python.get('version')} in {python.get('prefix')}")
     else:
         start = failed("python.start", *(outcome.problem or ("ended_early", "the interpreter reported nothing")))
     imported = from_records(outcome, ["torch.import"])[0]
     checks = [start, imported]
     if imported["status"] == "passed":
         checks += [
-            _origin(torch, roots),
+            _origin(torch),
             _version(torch, expect.get("torch")),
             _cuda(torch, expect.get("torch")),
             _arch(torch, sm),
         ]
     else:
         reason = "torch was not imported"
-        checks += [not_run(name, "stopped", reason) for name in ("torch.origin", "torch.version", "torch.cuda", "torch.arch")]
+        checks += [
+            not_run(name, "stopped", reason) for name in ("torch.origin", "torch.version", "torch.cuda", "torch.arch")
+        ]
     checks += from_records(outcome, ["torch.cpu"])
     for name, check in zip(wanted, from_records(outcome, ["companion." + name for name in wanted])):
         checks.append(_companion(check, companions.get(name), wanted[name], torch))
     return checks, torch, companions
 
 
-def _origin(torch: Dict[str, Any], roots: Sequence[str]) -> Check:
+def _torch_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    if not facts:
+        return {}
+    keys = ("version", "distribution_version", "cuda", "hip", "file", "prefix")
+    torch: dict[str, Any] = {key: str(facts[key]) if facts.get(key) is not None else None for key in keys}
+    flags = facts.get("arch_flags")
+    torch["arch_flags"] = [flag for flag in flags if isinstance(flag, str)] if isinstance(flags, list) else []
+    return torch
+
+
+def _origin(torch: dict[str, Any]) -> Check:
     file, prefix = str(torch.get("file")), str(torch.get("prefix"))
-    if any(file.startswith(root.rstrip("/") + "/") for root in (prefix, *roots)):
-        return passed("torch.origin", "torch comes from %s" % file)
-    return failed("torch.origin", "outside", "torch comes from %s, which is outside of %s" % (file, prefix))
+    if file.startswith(prefix.rstrip("/") + "/"):
+        return passed("torch.origin", f"torch comes from {file}")
+    return failed("torch.origin", "outside", f"torch comes from {file}, which is outside of {prefix}")
 
 
-def _version(torch: Dict[str, Any], expected: Optional[str]) -> Check:
+def _version(torch: dict[str, Any], expected: str | None) -> Check:
     found = str(torch.get("version"))
     if not expected:
-        return passed("torch.version", "torch %s; no version was asked for" % found)
+        return passed("torch.version", f"torch {found}; no version was asked for")
     public, local = split_version(expected)
     same = found == expected if local else split_version(found)[0] == public
     if same:
-        return passed("torch.version", "torch %s, as asked for" % found)
+        return passed("torch.version", f"torch {found}, as asked for")
     code = "cpu_build" if torch.get("cuda") is None and not torch.get("hip") else "wrong_version"
-    return failed("torch.version", code, "torch says %s, asked for was %s" % (found, expected))
+    return failed("torch.version", code, f"torch says {found}, asked for was {expected}")
 
 
-def _cuda(torch: Dict[str, Any], expected: Optional[str]) -> Check:
+def _cuda(torch: dict[str, Any], expected: str | None) -> Check:
     cuda, version = torch.get("cuda"), torch.get("version")
     if torch.get("hip"):
-        return failed("torch.cuda", "rocm_build", "torch %s is built for ROCm %s, not for CUDA" % (version, torch["hip"]))
+        return failed("torch.cuda", "rocm_build", f"torch {version} is built for ROCm {torch['hip']}, not for CUDA")
     if not cuda:
-        return failed("torch.cuda", "cpu_build", "torch %s is a CPU-only build" % version)
+        return failed("torch.cuda", "cpu_build", f"torch {version} is a CPU-only build")
     tag = split_version(expected)[1] if expected else None
     tag = tag or split_version(str(version))[1]
     if tag and tag.startswith("cu") and tag != "cu" + "".join(str(cuda).split(".")[:2]):
-        return failed("torch.cuda", "wrong_version", "torch %s is built for CUDA %s, which is not %s" % (version, cuda, tag))
-    return passed("torch.cuda", "torch is built for CUDA %s" % cuda)
+        return failed("torch.cuda", "wrong_version", f"torch {version} is built for CUDA {cuda}, which is not {tag}")
+    return passed("torch.cuda", f"torch is built for CUDA {cuda}")
 
 
-def _arch(torch: Dict[str, Any], sm: Sequence[str]) -> Check:
+def _arch(torch: dict[str, Any], sm: Sequence[str]) -> Check:
     """Every GPU needs machine code that runs on it; PTX, which a driver would have to compile, does not count."""
-    flags = [str(flag) for flag in torch.get("arch_flags") or []]
+    flags = torch["arch_flags"]
     compiled = " ".join(flags) or "none"
     if not sm:
-        return not_run("torch.arch", "arch_unknown", "torch has code for %s; what the GPUs need is not known" % compiled)
-    codes = ["%d.%d" % capability(flag) for flag in flags if re.fullmatch(r"sm_\d+", flag)]  # sm_90a runs on 9.0 alone
-    used: Dict[str, Optional[str]] = {}
+        return not_run("torch.arch", "arch_unknown", f"torch has code for {compiled}; what the GPUs need is not known")
+    codes = [_dotted(flag) for flag in flags if re.fullmatch(r"sm_\d+", flag)]  # sm_90a runs on 9.0 alone
+    used: dict[str, str | None] = {}
     for wanted in sm:
-        code = sass.serving_code(codes, "%d.%d" % capability(wanted), torch.get("cuda") or "0")
+        code = sass.serving_code(codes, _dotted(wanted), torch.get("cuda") or "0")
         used[wanted] = "sm_" + code.replace(".", "") if code else None
     missing = sorted(wanted for wanted, code in used.items() if code is None)
     if missing:
         code = "arch_missing" if torch.get("cuda") else "cpu_build"
-        return failed("torch.arch", code, "no code for %s; torch has code for %s" % (", ".join(missing), compiled))
-    text = ", ".join("%s runs the code for %s" % pair for pair in sorted(used.items()))
+        return failed("torch.arch", code, f"no code for {', '.join(missing)}; torch has code for {compiled}")
+    text = ", ".join(f"{wanted} runs the code for {code}" for wanted, code in sorted(used.items()))
     ptx = [flag for flag in flags if flag.startswith("compute_")]
     return passed("torch.arch", text, runs_on=used, arch_flags=flags, ptx=ptx)
 
 
-def _companion(check: Check, facts: Optional[Dict[str, Any]], expected: Optional[str], torch: Dict[str, Any]) -> Check:
+def _companion(check: Check, found: str | None, expected: str | None, torch: dict[str, Any]) -> Check:
     """An imported companion must have the version asked for, and be built for torch's own CUDA tag."""
-    if check["status"] != "passed" or facts is None:
+    if check["status"] != "passed" or found is None:
         return check
-    found = str(facts.get("version"))
     public, local = split_version(found)
     tag = split_version(str(torch.get("version")))[1]
-    problem: Optional[Check] = None
-    if expected:
-        wanted_public, wanted_local = split_version(expected)
-        if public != wanted_public or (wanted_local and local != wanted_local):
-            problem = failed(check["id"], "wrong_version", "%s, asked for was %s" % (found, expected))
-    if problem is None and local and tag and local != tag and re.fullmatch(r"cpu|cu\d+", local):
-        problem = failed(check["id"], "companion_build", "%s does not belong to torch %s" % (found, torch.get("version")))
-    if problem is not None:
-        problem["ms"] = check["ms"]
-        return problem
-    return check
+    wanted_public, wanted_local = split_version(expected or public)
+    if public != wanted_public or (wanted_local and local != wanted_local):
+        problem = failed(check["id"], "wrong_version", f"{found}, asked for was {expected}")
+    elif local and tag and local != tag and re.fullmatch(r"cpu|cu\d+", local):
+        problem = failed(check["id"], "companion_build", f"{found} does not belong to torch {torch.get('version')}")
+    else:
+        return check
+    problem["ms"] = check["ms"]
+    return problem
 
 
 # ---- GPUs -----------------------------------------------------------------------------------------------------------
 
 
 def judged_gpus(
-    torch: Outcome, driver: Outcome, gpus: Sequence[Dict[str, Any]], skipped: Dict[str, Tuple[str, str]]
-) -> List[Dict[str, Any]]:
-    """One entry per GPU; `skipped` says, by PCI address, which ones were left alone and why."""
+    torch: Mapping[str, Outcome],
+    driver: Outcome,
+    gpus: Sequence[dict[str, Any]],
+    skipped: Mapping[str, tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """One entry per GPU. `torch` holds, by PCI address, the process that tells about it; `skipped`, why one was left alone."""
     result = []
     for gpu in gpus:
         address = gpu["pci_address"]
@@ -252,12 +275,18 @@ def judged_gpus(
         else:
             checks = from_records(driver, ["gpu.driver_kernel"], address)
             if checks[0]["status"] == "passed":
-                checks += from_records(torch, names, address)
+                checks += from_records(torch[address], names, address)
             else:
                 checks += [not_run(name, "stopped", "the driver's own kernel did not pass") for name in names]
         shown = {key: gpu.get(key) for key in ("pci_address", "uuid", "name", "sm")}
         result.append({**shown, "verdict": verdict(checks), "checks": checks})
     return result
+
+
+def unfinished(outcome: Outcome, gpus: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The GPUs that still had checks before them when the process ended."""
+    told = {(record.get("gpu"), record.get("id")) for record in outcome.records if record.get("event") == "check"}
+    return [gpu for gpu in gpus if any((gpu["pci_address"], name) not in told for name in gpu_checks(gpu["sm"]))]
 
 
 def verdict(checks: Sequence[Check]) -> str:

@@ -21,7 +21,8 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Iterator
 
 SEED = 20251112
 # Odd proportions: a transposed or truncated product cannot pass by accident.
@@ -36,7 +37,7 @@ ACCUMULATION = 16 * math.sqrt(INNER) * SINGLE
 class WrongResult(Exception):
     """A kernel ran and its numbers are wrong."""
 
-    def __init__(self, text: str, values: Dict[str, Any]) -> None:
+    def __init__(self, text: str, values: dict[str, Any]) -> None:
         super().__init__(text)
         self.values = values
 
@@ -58,16 +59,16 @@ class Records:
         self._lock = threading.Lock()
 
     def write(self, **record: Any) -> None:
-        data = (json.dumps(record, allow_nan=True, default=str) + "\n").encode()
+        data = (json.dumps(record, default=str) + "\n").encode()
         with self._lock:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
-    def check(self, name: str, function: Callable[[], Tuple[str, Dict[str, Any]]], gpu: Optional[str] = None) -> str:
+    def check(self, name: str, function: Callable[[], tuple[str, dict[str, Any]]], gpu: str | None = None) -> str:
         """Run one check, record how it ended and return that: passed, wrong_result or failed."""
         self.write(event="begin", id=name, gpu=gpu)
         started = time.perf_counter()
-        record: Dict[str, Any] = {"status": "failed"}
+        record: dict[str, Any] = {"status": "failed"}
         try:
             text, values = function()
             record = {"status": "passed", "evidence": text, "values": values}
@@ -77,7 +78,7 @@ class Records:
             record.update(code=error.code, evidence=str(error))
         except Exception as error:  # whatever a library raises is this check's finding
             record.update(
-                evidence="%s: %s" % (type(error).__name__, str(error)[:1500]),
+                evidence=f"{type(error).__name__}: {str(error)[:1500]}",
                 error={"type": type(error).__name__, "number": getattr(error, "error_code", None)},
             )
         milliseconds = (time.perf_counter() - started) * 1000
@@ -88,7 +89,7 @@ class Records:
 # ---- static ---------------------------------------------------------------------------------------------------------
 
 
-def import_torch(facts: Dict[str, Any]) -> Tuple[str, Dict[str, Any]]:
+def import_torch(facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Import torch and collect what the runner judges: versions, CUDA, compiled architectures, where it came from."""
     import importlib.metadata
 
@@ -96,10 +97,10 @@ def import_torch(facts: Dict[str, Any]) -> Tuple[str, Dict[str, Any]]:
         import torch
     except ModuleNotFoundError as error:
         if error.name == "torch":
-            raise Failed("not_installed", "torch is not installed in %s" % sys.prefix) from error
+            raise Failed("not_installed", f"torch is not installed in {sys.prefix}") from error
         raise
     try:
-        distribution: Optional[str] = importlib.metadata.version("torch")
+        distribution: str | None = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         distribution = None
     flags = getattr(torch._C, "_cuda_getArchFlags", None)
@@ -112,10 +113,10 @@ def import_torch(facts: Dict[str, Any]) -> Tuple[str, Dict[str, Any]]:
         file=os.path.realpath(torch.__file__),
         prefix=os.path.realpath(sys.prefix),
     )
-    return "torch %s imported" % torch.__version__, {}
+    return f"torch {torch.__version__} imported", {}
 
 
-def multiply_on_cpu() -> Tuple[str, Dict[str, Any]]:
+def multiply_on_cpu() -> tuple[str, dict[str, Any]]:
     """A product of small integers is exact in float32: a CPU that lacks an instruction dies here, by name."""
     import torch
 
@@ -128,7 +129,7 @@ def multiply_on_cpu() -> Tuple[str, Dict[str, Any]]:
     return "a product of small integers on the CPU is exact", {}
 
 
-def import_companion(name: str, facts: Dict[str, Any]) -> Tuple[str, Dict[str, Any]]:
+def import_companion(name: str, facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Import a companion package and, for torchvision, run a kernel of its own extension library."""
     import importlib
     import importlib.metadata
@@ -138,28 +139,24 @@ def import_companion(name: str, facts: Dict[str, Any]) -> Tuple[str, Dict[str, A
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name == module_name:
-            raise Failed("not_installed", "%s is not installed in %s" % (name, sys.prefix)) from error
+            raise Failed("not_installed", f"{name} is not installed in {sys.prefix}") from error
         raise
-    try:
-        distribution: Optional[str] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        distribution = None
-    version = str(getattr(module, "__version__", None) or distribution)
-    facts[name] = {"version": version, "distribution_version": distribution, "file": getattr(module, "__file__", None)}
+    version = str(getattr(module, "__version__", None) or importlib.metadata.version(name))
+    facts[name] = version
     if name == "torchvision":
         import torch
 
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
         kept = module.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
         if kept != [0, 2]:
-            raise WrongResult("torchvision's nms on the CPU kept %s, expected [0, 2]" % kept, {})
-    return "%s %s imported" % (name, version), {}
+            raise WrongResult(f"torchvision's nms on the CPU kept {kept}, expected [0, 2]", {})
+    return f"{name} {version} imported", {}
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def compare(what: str, result: Any, reference: Any, allowed: Any) -> Tuple[str, Dict[str, Any]]:
+def compare(what: str, result: Any, reference: Any, allowed: Any) -> tuple[str, dict[str, Any]]:
     """Compare on the CPU in float64. NaN compares false, so it counts as wrong."""
     import torch
 
@@ -170,7 +167,7 @@ def compare(what: str, result: Any, reference: Any, allowed: Any) -> Tuple[str, 
     count = int(wrong.sum())
     if not count:
         worst = float((error / allowed.clamp_min(1e-300)).max())
-        return "%s: %d values, largest error %.2g of what is allowed" % (what, error.numel(), worst), {
+        return f"{what}: {error.numel()} values, largest error {worst:.2g} of what is allowed", {
             "values": error.numel(),
             "largest_error_of_allowed": round(worst, 6),
         }
@@ -183,20 +180,22 @@ def compare(what: str, result: Any, reference: Any, allowed: Any) -> Tuple[str, 
         "expected": float(reference.flatten()[place]),
         "allowed_error": float(allowed.flatten()[place]),
     }
-    raise WrongResult(
-        "%s: %d of %d values are wrong, for example value %d is %.9g, expected %.9g with an error of at most %.2g"
-        % (what, count, error.numel(), place, numbers["actual"], numbers["expected"], numbers["allowed_error"]),
-        numbers,
+    example = (
+        f"value {place} is {numbers['actual']:.9g}, expected {numbers['expected']:.9g} "
+        f"with an error of at most {numbers['allowed_error']:.2g}"
     )
+    text = f"{what}: {count} of {error.numel()} values are wrong, for example {example}"
+    # JSON knows no NaN and no infinity.
+    raise WrongResult(text, {key: value if math.isfinite(value) else str(value) for key, value in numbers.items()})
 
 
-def make_references() -> Dict[str, Any]:
+def make_references() -> dict[str, Any]:
     """Inputs and float64 references of the matrix products, computed once for all GPUs."""
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
 
-    def pair(make: Callable[[int, int], Any]) -> Dict[str, Any]:
+    def pair(make: Callable[[int, int], Any]) -> dict[str, Any]:
         left, right = make(ROWS, INNER), make(INNER, COLUMNS)
         wide_left, wide_right = left.double(), right.double()
         # The standard deviation of a value of the product: what an accumulation error is measured against.
@@ -212,7 +211,7 @@ def make_references() -> Dict[str, Any]:
     }
 
 
-def check_copy(device: str, references: Future) -> Tuple[str, Dict[str, Any]]:
+def check_copy(device: str, references: Future) -> tuple[str, dict[str, Any]]:
     """Bytes to the GPU and back are the same bytes."""
     import torch
 
@@ -220,12 +219,12 @@ def check_copy(device: str, references: Future) -> Tuple[str, Dict[str, Any]]:
     data = torch.randint(-(2**31), 2**31 - 1, (1 << 20,), dtype=torch.int32, generator=generator)
     wrong = int((data.to(device).cpu() != data).sum())
     if wrong:
-        raise WrongResult("%d of %d words changed on the way to the GPU and back" % (wrong, data.numel()), {"wrong": wrong})
+        raise WrongResult(f"{wrong} of {data.numel()} words changed on the way to the GPU and back", {"wrong": wrong})
     return "4 MiB to the GPU and back are unchanged", {"bytes": data.numel() * 4}
 
 
-def check_elementwise(device: str, references: Future) -> Tuple[str, Dict[str, Any]]:
-    """torch's own kernels. Every intermediate is below 1, so a dozen roundings stay below 2**-20."""
+def check_elementwise(device: str, references: Future) -> tuple[str, dict[str, Any]]:
+    """torch's own kernels. Every term is at most 1, so a dozen roundings stay below 2**-20."""
     import torch
 
     values = torch.randn(1 << 17, generator=torch.Generator().manual_seed(SEED))
@@ -236,7 +235,7 @@ def check_elementwise(device: str, references: Future) -> Tuple[str, Dict[str, A
     return compare("elementwise float32", function(values.to(device)), function(values.double()), 2.0**-20)
 
 
-def check_reduction(device: str, references: Future) -> Tuple[str, Dict[str, Any]]:
+def check_reduction(device: str, references: Future) -> tuple[str, dict[str, Any]]:
     """Sums per row, whose order is the GPU's own, and an exact maximum."""
     import torch
 
@@ -246,10 +245,12 @@ def check_reduction(device: str, references: Future) -> Tuple[str, Dict[str, Any
     return compare("sum float32", on_gpu.sum(dim=1), wide.sum(dim=1), ACCUMULATION * wide.norm(dim=1))
 
 
-def matmul_check(dtype_name: str, inputs: str, output_roundoff: float) -> Callable[[str, Future], Tuple[str, Dict[str, Any]]]:
+def matmul_check(
+    label: str, dtype_name: str, inputs: str, output_roundoff: float
+) -> Callable[[str, Future], tuple[str, dict[str, Any]]]:
     """A matrix product whose values may differ from the reference by rounding the output and accumulating in float32."""
 
-    def check(device: str, references: Future) -> Tuple[str, Dict[str, Any]]:
+    def check(device: str, references: Future) -> tuple[str, dict[str, Any]]:
         import torch
 
         data = references.result()[inputs]
@@ -258,12 +259,12 @@ def matmul_check(dtype_name: str, inputs: str, output_roundoff: float) -> Callab
         out = torch.full((ROWS, COLUMNS), math.nan, dtype=dtype, device=device)
         torch.matmul(data["left"].to(device, dtype), data["right"].to(device, dtype), out=out)
         allowed = output_roundoff * data["product"].abs() + ACCUMULATION * data["scale"]
-        return compare("matrix product %s" % dtype_name, out, data["product"], allowed)
+        return compare(f"matrix product {label}", out, data["product"], allowed)
 
     return check
 
 
-def check_convolution(device: str, references: Future) -> Tuple[str, Dict[str, Any]]:
+def check_convolution(device: str, references: Future) -> tuple[str, dict[str, Any]]:
     """cuDNN forward and backward. Its Winograd algorithms lose some bits, hence the wider bound."""
     import torch
 
@@ -272,7 +273,7 @@ def check_convolution(device: str, references: Future) -> Tuple[str, Dict[str, A
     weight = torch.randn(16, 8, 3, 3, generator=generator)
     upstream = torch.randn(4, 16, 32, 32, generator=generator)
 
-    def run(*tensors: Any) -> List[Any]:
+    def run(*tensors: Any) -> list[Any]:
         x, w, g = tensors
         x, w = x.requires_grad_(), w.requires_grad_()
         y = torch.nn.functional.conv2d(x, w, padding=1)
@@ -280,8 +281,10 @@ def check_convolution(device: str, references: Future) -> Tuple[str, Dict[str, A
 
     expected = run(image.double(), weight.double(), upstream.double())
     actual = run(image.to(device), weight.to(device), upstream.to(device))
-    evidence: Tuple[str, Dict[str, Any]] = ("", {})
-    for name, terms, result, reference in zip(("output", "input gradient", "weight gradient"), (72, 144, 4096), actual, expected):
+    evidence: tuple[str, dict[str, Any]] = ("", {})
+    for name, terms, result, reference in zip(
+        ("output", "input gradient", "weight gradient"), (72, 144, 4096), actual, expected
+    ):
         reference = reference.detach()
         allowed = 64 * math.sqrt(terms) * SINGLE * float(reference.std())
         evidence = compare("convolution " + name, result, reference, allowed)
@@ -289,14 +292,14 @@ def check_convolution(device: str, references: Future) -> Tuple[str, Dict[str, A
 
 
 HALF, BFLOAT = 2.0**-11, 2.0**-8
-GPU_CHECKS: Dict[str, Callable[[str, Future], Tuple[str, Dict[str, Any]]]] = {
+GPU_CHECKS: dict[str, Callable[[str, Future], tuple[str, dict[str, Any]]]] = {
     "gpu.copy": check_copy,
     "gpu.elementwise": check_elementwise,
     "gpu.reduction": check_reduction,
-    "gpu.matmul_fp32": matmul_check("float32", "full", SINGLE),
-    "gpu.matmul_fp16": matmul_check("float16", "short", HALF),
-    "gpu.matmul_bf16": matmul_check("bfloat16", "short", BFLOAT),
-    "gpu.matmul_tf32": matmul_check("float32", "short", SINGLE),
+    "gpu.matmul_fp32": matmul_check("FP32", "float32", "full", SINGLE),
+    "gpu.matmul_fp16": matmul_check("FP16", "float16", "short", HALF),
+    "gpu.matmul_bf16": matmul_check("BF16", "bfloat16", "short", BFLOAT),
+    "gpu.matmul_tf32": matmul_check("TF32", "float32", "short", SINGLE),
     "gpu.conv2d": check_convolution,
 }
 # These need TF32 allowed, a switch of the whole process: they run after the others have finished on every GPU.
@@ -337,7 +340,7 @@ def tf32_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def describe_devices() -> List[Dict[str, Any]]:
+def describe_devices() -> list[dict[str, Any]]:
     """The GPUs as torch sees them; raises torch's own error when CUDA cannot start."""
     import torch
 
@@ -348,12 +351,12 @@ def describe_devices() -> List[Dict[str, Any]]:
         uuid = getattr(properties, "uuid", None)
         address = None
         if hasattr(properties, "pci_bus_id"):
-            address = "%04x:%02x:%02x.0" % (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+            address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
         devices.append(
             {
                 "index": index,
                 "name": properties.name,
-                "sm": "sm_%d%d" % (properties.major, properties.minor),
+                "sm": f"sm_{properties.major}{properties.minor}",
                 "uuid": str(uuid) if uuid is not None else None,
                 "pci_address": address,
                 "memory_mib": properties.total_memory >> 20,
@@ -362,7 +365,7 @@ def describe_devices() -> List[Dict[str, Any]]:
     return devices
 
 
-def find_device(devices: List[Dict[str, Any]], gpu: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+def find_device(devices: list[dict[str, Any]], gpu: dict[str, Any]) -> dict[str, Any] | None:
     """The device that is this GPU: by UUID, by PCI address, and for a torch that tells neither, by PCI order."""
     for device in devices:
         if device["uuid"] is not None:
@@ -376,24 +379,26 @@ def find_device(devices: List[Dict[str, Any]], gpu: Dict[str, Any]) -> Optional[
     return None
 
 
-def check_identity(device: Optional[Dict[str, Any]], gpu: Dict[str, Any]) -> Tuple[str, Dict[str, Any]]:
+def check_identity(device: dict[str, Any] | None, gpu: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if device is None:
-        raise Failed("torch_misses_gpu", "torch does not see %s at %s" % (gpu["name"], gpu["pci_address"]))
+        raise Failed("torch_misses_gpu", f"torch does not see {gpu['name']} at {gpu['pci_address']}")
     for key in ("name", "sm"):
         if device[key] != gpu[key]:
-            raise Failed("torch_misses_gpu", "torch calls it %s, the driver %s" % (device[key], gpu[key]))
-    return "torch device %d is %s, %s" % (device["index"], gpu["name"], gpu["sm"]), {}
+            raise Failed("torch_misses_gpu", f"torch calls it {device[key]}, the driver {gpu[key]}")
+    return f"torch device {device['index']} is {gpu['name']}, {gpu['sm']}", {}
 
 
-def prove_gpu(records: Records, gpu: Dict[str, Any], device: Dict[str, Any], names: List[str], references: Future) -> bool:
+def prove_gpu(
+    records: Records, gpu: dict[str, Any], device: dict[str, Any], names: list[str], references: Future
+) -> bool:
     """Run checks on one GPU, until one cannot run at all: after a CUDA error the context proves nothing more."""
     import torch
 
-    target = "cuda:%d" % device["index"]
+    target = f"cuda:{device['index']}"
     with torch.cuda.device(device["index"]):
         for name in names:
 
-            def run(name: str = name) -> Tuple[str, Dict[str, Any]]:
+            def run(name: str = name) -> tuple[str, dict[str, Any]]:
                 result = GPU_CHECKS[name](target, references)
                 torch.cuda.synchronize(device["index"])
                 return result
@@ -403,26 +408,26 @@ def prove_gpu(records: Records, gpu: Dict[str, Any], device: Dict[str, Any], nam
     return True
 
 
-def prove_gpus(records: Records, gpus: List[Dict[str, Any]]) -> None:
-    devices: List[Dict[str, Any]] = []
+def prove_gpus(records: Records, gpus: list[dict[str, Any]]) -> None:
+    devices: list[dict[str, Any]] = []
 
-    def look() -> Tuple[str, Dict[str, Any]]:
+    def look() -> tuple[str, dict[str, Any]]:
         devices.extend(describe_devices())
-        return "torch sees %d GPUs" % len(devices), {"gpus": devices}
+        return f"torch sees {len(devices)} GPUs", {"gpus": devices}
 
     if records.check("torch.devices", look) != "passed":
         return
-    found: List[Tuple[Dict[str, Any], Dict[str, Any]]] = []
+    found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for gpu in gpus:
         device = find_device(devices, gpu)
-        identity = records.check("gpu.identity", lambda: check_identity(device, gpu), gpu["pci_address"])
+        identity = records.check("gpu.identity", partial(check_identity, device, gpu), gpu["pci_address"])
         if device is not None and identity == "passed":
             found.append((gpu, device))
 
     with ThreadPoolExecutor(max_workers=len(found) + 1) as pool:
         references = pool.submit(make_references)
 
-        def run_all(pairs: List[Tuple[Dict[str, Any], Dict[str, Any]]], tf32: bool) -> List[bool]:
+        def run_all(pairs: list[tuple[dict[str, Any], dict[str, Any]]], tf32: bool) -> list[bool]:
             jobs = [
                 pool.submit(
                     prove_gpu,
@@ -442,7 +447,7 @@ def prove_gpus(records: Records, gpus: List[Dict[str, Any]]) -> None:
             run_all([pair for pair, ok in zip(found, good) if ok], tf32=True)
 
 
-def read_line(descriptor: int) -> Dict[str, Any]:
+def read_line(descriptor: int) -> dict[str, Any]:
     """What the runner decided about the GPUs, once the driver has been tried without torch."""
     os.set_inheritable(descriptor, False)
     with os.fdopen(descriptor) as stream:
@@ -450,18 +455,18 @@ def read_line(descriptor: int) -> Dict[str, Any]:
     return json.loads(line) if line.strip() else {}
 
 
-def main(arguments: List[str]) -> None:
+def main(arguments: list[str]) -> None:
     request = json.loads(arguments[0])
     records = Records(int(arguments[1]))
-    facts: Dict[str, Any] = {}
-    companions: Dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    companions: dict[str, Any] = {}
     records.write(event="python", version=sys.version.split()[0], prefix=os.path.realpath(sys.prefix), uid=os.getuid())
     imported = records.check("torch.import", lambda: import_torch(facts)) == "passed"
     records.write(event="torch", facts=facts)
     if imported:
         records.check("torch.cpu", multiply_on_cpu)
         for name in request["companions"]:
-            records.check("companion." + name, lambda name=name: import_companion(name, companions))
+            records.check("companion." + name, partial(import_companion, name, companions))
         records.write(event="companions", facts=companions)
     gpus = read_line(int(arguments[2])).get("gpus") or []
     if imported and gpus:
