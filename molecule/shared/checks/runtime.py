@@ -104,9 +104,15 @@ def set_nowhere(host: Host, user: str) -> None:
     found = in_logins(host, user) | {"system service": in_system_service(host)}
     assert found == dict.fromkeys(found, None)
     assert [path for path in FILES if host.file(path).exists] == []
-    assert not BLOCK.search(host.file("/etc/environment").content_string)
+    assert not BLOCK.search(etc_environment(host))
 
 
 def others_lines(host: Host) -> str:
     """Return /etc/environment without our block: what must never change."""
-    return BLOCK.sub("", host.file("/etc/environment").content_string).strip("\n")
+    return BLOCK.sub("", etc_environment(host)).strip("\n")
+
+
+def etc_environment(host: Host) -> str:
+    """Return the text of /etc/environment; a minimal host has no such file."""
+    file = host.file("/etc/environment")
+    return file.content_string if file.exists else ""
