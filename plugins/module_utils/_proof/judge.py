@@ -166,14 +166,13 @@ def static_checks(
             _cuda(torch, expect.get("torch")),
             _arch(torch, sm),
         ]
+        checks += from_records(outcome, ["torch.cpu"])
+        for name, check in zip(wanted, from_records(outcome, ["companion." + name for name in wanted])):
+            checks.append(_companion(check, companions.get(name), wanted[name], torch))
     else:
-        reason = "torch was not imported"
-        checks += [
-            not_run(name, "stopped", reason) for name in ("torch.origin", "torch.version", "torch.cuda", "torch.arch")
-        ]
-    checks += from_records(outcome, ["torch.cpu"])
-    for name, check in zip(wanted, from_records(outcome, ["companion." + name for name in wanted])):
-        checks.append(_companion(check, companions.get(name), wanted[name], torch))
+        names = ["torch.origin", "torch.version", "torch.cuda", "torch.arch", "torch.cpu"]
+        names += ["companion." + name for name in wanted]
+        checks += [not_run(name, "stopped", "torch was not imported") for name in names]
     return checks, torch, companions
 
 

@@ -1,0 +1,372 @@
+#!/usr/bin/python
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module cuda_verify: documentation, validation and one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cuda_verify
+short_description: Prove that torch computes correctly on every GPU of a host
+version_added: 0.1.0
+description:
+  - Runs each environment's own Python and compares what torch computes on every GPU with float64 references computed on the CPU.
+  - Level V(static) needs neither GPU nor driver. It imports torch and its companions, compares their versions with what is
+    expected, and compares the GPU architectures that torch was compiled for with what the host's GPUs need.
+  - Level V(quick) does that and, on every GPU, runs a kernel through the driver alone, without torch, then torch's own
+    kernels. Which of the two fails tells a broken driver from a wrong torch.
+  - An environment's Python never runs as root. It runs isolated (C(-I)) as the account O(environments[].user), with a clean
+    environment, in a private directory, in a session of its own, and is killed with everything it started at O(time_limit).
+  - V(passed) means that every check of every GPU ran and passed. What could not run is V(not_run), never V(passed).
+  - Changes nothing on the host and leaves nothing behind.
+options:
+  environments:
+    description:
+      - The environments to prove, one after the other.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the environment, for the result.
+        type: str
+        required: true
+      python:
+        description:
+          - Path of the environment's Python. A symbolic link in its directory, such as C(current), is followed once at the start.
+        type: path
+        required: true
+      user:
+        description:
+          - Account that runs the environment's Python.
+          - Without it, or with V(root), that is the account V(gpufleet) where it exists, else V(nobody).
+          - Where the task itself does not run as root it must be the account of the task, which is the default there.
+        type: str
+      expect:
+        description: What must be installed. What is left out is imported at most, not compared.
+        type: dict
+        suboptions:
+          torch:
+            description:
+              - Version of torch as C(torch.__version__) gives it, for example V(2.9.1+cu128).
+              - Without a local version (V(2.9.1)) every build of that version passes, but a CPU-only build never does.
+            type: str
+          companions:
+            description:
+              - Companion packages that must be importable, with their versions as values.
+              - One that carries a local version for another CUDA tag than torch's fails.
+            type: dict
+      sm:
+        description: What the GPUs of this host need, as O(sm), for this environment.
+        type: list
+        elements: str
+  python:
+    description:
+      - Path of one Python to prove, in place of O(environments).
+    type: path
+  level:
+    description: How much is proven.
+    type: str
+    choices: [static, quick]
+    default: quick
+  sm:
+    description:
+      - The architectures of this host's GPUs, for example V(sm_120). Torch must contain machine code that runs on each; PTX
+        does not count.
+      - At level V(quick) the default is what the driver shows. At level V(static) the check C(torch.arch) is V(not_run)
+        without it.
+    type: list
+    elements: str
+    default: []
+  gpus:
+    description:
+      - PCI addresses of the GPUs to prove, for example V(0000:01:00.0). Without it, all.
+      - A GPU that is named here and that CUDA does not show is a failure. So is, without this option, one that the kernel
+        module serves and CUDA does not show.
+    type: list
+    elements: str
+  when_busy:
+    description:
+      - What to do about a GPU on which other processes compute. With V(skip) its checks are V(not_run); with V(run) they run
+        beside that work, and need up to about 1 GiB of the GPU's memory.
+      - A desktop and services that only watch the GPU do not count.
+    type: str
+    choices: [skip, run]
+    default: skip
+  time_limit:
+    description:
+      - Seconds for each environment. Whatever still runs then is killed, and its check has failed.
+      - A process that hangs inside the driver cannot be killed; it is reported within 5 more seconds.
+    type: int
+    default: 300
+  fail_on_verdict:
+    description:
+      - Whether the task fails when the verdict is V(failed). It never fails because of V(not_run).
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    support: full
+    description: Proving is the same in check mode.
+  diff_mode:
+    support: none
+    description: Nothing is changed.
+  platform:
+    support: full
+    platforms: linux
+    description: Linux hosts with Python 3.9 or newer.
+author:
+  - The gpufleet.workstation maintainers (@gpufleet)
+seealso:
+  - module: gpufleet.workstation.gpu_info
+"""
+
+EXAMPLES = r"""
+- name: Prove the environment that everybody uses
+  gpufleet.workstation.cuda_verify:
+    environments:
+      - name: base
+        python: /opt/gpufleet/envs/base/current/bin/python
+        expect:
+          torch: 2.9.1+cu128
+          companions:
+            torchvision: 0.24.1
+            torchaudio: 2.9.1
+  register: proof
+
+- name: Prove one interpreter on the first GPU, and go on whatever comes of it
+  gpufleet.workstation.cuda_verify:
+    python: /home/ada/venv/bin/python
+    gpus: ["0000:01:00.0"]
+    fail_on_verdict: false
+  become: true
+  become_user: ada
+
+- name: Check without a GPU that this torch has code for an RTX 5070
+  gpufleet.workstation.cuda_verify:
+    python: /srv/image/venv/bin/python
+    level: static
+    sm: [sm_120]
+"""
+
+RETURN = r"""
+verdict:
+  description:
+    - V(failed) where any check failed, V(passed) where all checks of all environments passed, else V(not_run).
+  returned: success or verdict failed
+  type: str
+  sample: passed
+level:
+  description: The level that was asked for.
+  returned: success or verdict failed
+  type: str
+  sample: quick
+environments:
+  description: One entry for each environment, in the order given.
+  returned: success or verdict failed
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the environment; the path of the Python where O(python) was given.
+      type: str
+    python:
+      description: Path of the Python, as given.
+      type: str
+    user:
+      description: The account that ran it; null where there was none.
+      type: str
+    verdict:
+      description: The verdict of this environment, V(passed), V(failed) or V(not_run).
+      type: str
+    level:
+      description: The level that was asked for.
+      type: str
+    proven:
+      description:
+        - The highest level at which everything passed, V(static) or V(quick); null where not even V(static) did.
+        - On a host without a GPU, O(level=quick) gives the verdict V(not_run) and this says V(static).
+      type: str
+    reason:
+      description: The first failure, else the first check that did not run, in one sentence. Empty when passed.
+      type: str
+    remedy:
+      description: What to do about it.
+      type: str
+    torch:
+      description: The torch that was imported; null where none was.
+      type: dict
+      contains:
+        version:
+          description: C(torch.__version__).
+          type: str
+        distribution_version:
+          description: Version in the package's metadata, which lacks the CUDA tag when it came from PyPI.
+          type: str
+        cuda:
+          description: The CUDA version that it was built for; null for a CPU-only build.
+          type: str
+        arch_flags:
+          description: The architectures that it was compiled for.
+          type: list
+          elements: str
+    companions:
+      description: Versions of the companions that were imported, by name.
+      type: dict
+    ms:
+      description: Wall time in milliseconds.
+      type: int
+    checks:
+      description:
+        - The checks of the environment and the host. Static ones are
+          C(python.start) (the interpreter starts as the account),
+          C(torch.import) (torch is installed and its libraries load),
+          C(torch.origin) (it comes from the environment itself),
+          C(torch.version) (it is the expected build),
+          C(torch.cuda) (it is built for CUDA, and for the CUDA of its tag),
+          C(torch.arch) (it has machine code for every GPU),
+          C(torch.cpu) (a product on the CPU is exact),
+          C(companion.NAME) (the companion can be imported, works on the CPU and belongs to this torch).
+        - At level V(quick) follow
+          C(driver.init) (libcuda loads and starts),
+          C(driver.gpus) (CUDA shows every GPU),
+          C(driver.end) (the driver's process ended by itself),
+          C(torch.devices) (torch starts CUDA).
+        - Always last is C(python.end) (the environment's process ended by itself).
+      type: list
+      elements: dict
+      contains: &check
+        id:
+          description: The check.
+          type: str
+        status:
+          description: V(passed), V(failed) or V(not_run).
+          type: str
+        evidence:
+          description: What was seen, or why the check did not run, in one sentence.
+          type: str
+        code:
+          description:
+            - Stable name of the cause of a failure, null for a check that passed. C(cuda_) and a number is an error of CUDA, for
+              example V(cuda_209) (no code for this GPU) or V(cuda_803) (loaded and installed driver differ).
+          type: str
+        values:
+          description: The numbers behind the evidence.
+          type: dict
+        ms:
+          description: Wall time in milliseconds; null for what was not timed.
+          type: float
+        remedy:
+          description: What to do; null for a check that passed.
+          type: str
+    gpus:
+      description: One entry for each GPU, in PCI order. Empty at level V(static) and where the driver shows none.
+      type: list
+      elements: dict
+      contains:
+        pci_address:
+          description: PCI address.
+          type: str
+          sample: "0000:01:00.0"
+        uuid:
+          description: UUID.
+          type: str
+        name:
+          description: Name that the driver gives it.
+          type: str
+        sm:
+          description: Its architecture.
+          type: str
+          sample: sm_120
+        verdict:
+          description: The verdict of this GPU.
+          type: str
+        checks:
+          description:
+            - C(gpu.driver_kernel) (a kernel compiled and run by the driver, without torch),
+              C(gpu.identity) (torch sees this GPU under the same name and architecture),
+              C(gpu.copy) (4 MiB to the GPU and back are unchanged),
+              C(gpu.elementwise) and C(gpu.reduction) (torch's own kernels, float32),
+              C(gpu.matmul_fp32) (TF32 off), C(gpu.matmul_fp16) (compute capability 5.3 or higher), C(gpu.matmul_bf16) and
+              C(gpu.matmul_tf32) (both 8.0 or higher),
+              C(gpu.conv2d) (cuDNN, forward and backward).
+            - Every result must be finite and within an error bound that follows from the arithmetic of its type.
+          type: list
+          elements: dict
+          contains: *check
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.sysfs import pci_address
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner
+
+LONGEST = 24 * 3600
+
+
+def problem_with(parameters: dict) -> str | None:
+    """Say what is wrong with the values that the argument specification cannot judge."""
+    if not 1 <= parameters["time_limit"] <= LONGEST:
+        return f"time_limit is {parameters['time_limit']} s; it must be from 1 to {LONGEST}"
+    environments = parameters["environments"] or []
+    for sm in [*parameters["sm"], *(sm for environment in environments for sm in environment["sm"] or [])]:
+        try:
+            judge.capability(sm)
+        except ValueError as error:
+            return f"sm: {error}"
+    for address in parameters["gpus"] or []:
+        if pci_address(address) is None:
+            return f"gpus: '{address}' is no PCI address such as 0000:01:00.0"
+    return None
+
+
+def main() -> None:
+    """Run the module."""
+    expect = {"torch": {"type": "str"}, "companions": {"type": "dict"}}
+    module = AnsibleModule(
+        argument_spec={
+            "environments": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "python": {"type": "path", "required": True},
+                    "user": {"type": "str"},
+                    "expect": {"type": "dict", "options": expect},
+                    "sm": {"type": "list", "elements": "str"},
+                },
+            },
+            "python": {"type": "path"},
+            "level": {"type": "str", "choices": list(judge.LEVELS), "default": "quick"},
+            "sm": {"type": "list", "elements": "str", "default": []},
+            "gpus": {"type": "list", "elements": "str"},
+            "when_busy": {"type": "str", "choices": ["skip", "run"], "default": "skip"},
+            "time_limit": {"type": "int", "default": 300},
+            "fail_on_verdict": {"type": "bool", "default": True},
+        },
+        mutually_exclusive=[("environments", "python")],
+        required_one_of=[("environments", "python")],
+        supports_check_mode=True,
+    )
+    parameters = module.params
+    problem = problem_with(parameters)
+    if problem:
+        module.fail_json(msg=f"cuda_verify: {problem}.")
+    python = parameters["python"]
+    environments = [{"name": python, "python": python}] if python else parameters["environments"]
+    addresses = parameters["gpus"]
+    result = runner.prove(
+        environments,
+        level=parameters["level"],
+        sm=parameters["sm"],
+        gpus=None if addresses is None else [str(pci_address(address)) for address in addresses],
+        when_busy=parameters["when_busy"],
+        time_limit=parameters["time_limit"],
+    )
+    if result["verdict"] == "failed" and parameters["fail_on_verdict"]:
+        bad = next(environment for environment in result["environments"] if environment["verdict"] == "failed")
+        module.fail_json(msg=f"{bad['name']} is not proven. {bad['reason']}. What to do: {bad['remedy']}", **result)
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()
