@@ -1,0 +1,71 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers that play hosts. systemd as PID 1, also on machines with cgroup v1 and without CAP_SYS_RESOURCE."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .settings import LABEL, NETWORK, Settings
+from .shell import run
+
+# crun refuses hybrid cgroups; the default limits cannot be set without CAP_SYS_RESOURCE.
+CONFIGURATION = """\
+[containers]
+default_ulimits = ["nofile=16384:16384", "nproc=16384:16384"]
+[engine]
+runtime = "runc"
+[network]
+network_backend = "netavark"
+"""
+
+
+@functools.cache
+def configuration() -> Path:
+    """The configuration file that every podman call of ours uses."""
+    folder = Path("/run/gpufleet-sandbox")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / "containers.conf"
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        file.write(CONFIGURATION)
+    Path(file.name).replace(path)
+    return path
+
+
+def podman(*arguments: str, data: bytes | None = None, check: bool = True) -> str:
+    """Run podman."""
+    return run("podman", *arguments, data=data, check=check, env={"CONTAINERS_CONF": str(configuration())})
+
+
+def containers() -> dict[str, dict[str, Any]]:
+    """The sandbox's containers by name, whichever checkout made them."""
+    found = json.loads(podman("ps", "--all", "--format", "json", "--filter", f"label={LABEL}") or "[]")
+    return {item["Names"][0]: item for item in found}
+
+
+def ensure_network(settings: Settings) -> None:
+    """Make the fleet's own network; an old one with another range is replaced when nothing is on it."""
+    if NETWORK in podman("network", "ls", "--format", "{{.Name}}").split():
+        described = json.loads(podman("network", "inspect", NETWORK))[0]
+        if described["subnets"][0]["subnet"] == str(settings.subnet):
+            return
+        podman("network", "rm", NETWORK)
+    podman("network", "create", "--subnet", str(settings.subnet), "--label", LABEL, NETWORK)
+
+
+def create(name: str, image: str, address: str, labels: dict[str, str], options: list[str], command: list[str]) -> None:
+    """Create a container with a fixed address that podman starts again whenever its PID 1 ends."""
+    marks = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+    network = ["--network", f"{NETWORK}:ip={address}", "--restart", "always"]
+    podman("create", "--name", name, *marks, *network, *options, image, *command)
+
+
+def remove(*names: str) -> None:
+    """Remove containers, running or not."""
+    if names:
+        podman("rm", "--force", "--time", "1", "--ignore", *names)

@@ -1,0 +1,166 @@
+/* Copyright: the gpufleet.workstation maintainers
+ * GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+ * SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * A stub of libnvidia-ml.so.1: answers the questions of the simulated fleet's tools, with the real error codes. */
+#include "gpus.h"
+
+#define API __attribute__((visibility("default")))
+
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7,
+       DRIVER_NOT_LOADED = 9, LIBRARY_MISMATCH = 18 };
+
+static struct gpu gpus[MAX_GPUS];
+static int count = -1;
+
+static int copy(char *to, unsigned size, const char *text)
+{
+    if (strlen(text) >= size)
+        return INSUFFICIENT_SIZE;
+    strcpy(to, text);
+    return SUCCESS;
+}
+
+static struct gpu *known(void *device)
+{
+    struct gpu *one = device;
+    return one >= gpus && one < gpus + (count > 0 ? count : 0) ? one : NULL;
+}
+
+API int nvmlInit_v2(void)
+{
+    enum driver driver = loaded_driver();
+    if (driver == DRIVER_ABSENT)
+        return DRIVER_NOT_LOADED;
+    if (driver == DRIVER_OTHER)
+        return LIBRARY_MISMATCH;
+    count = read_gpus(gpus);
+    return count < 0 ? DRIVER_NOT_LOADED : SUCCESS;
+}
+API int nvmlInit(void) { return nvmlInit_v2(); }
+API int nvmlInitWithFlags(unsigned flags) { (void)flags; return nvmlInit_v2(); }
+API int nvmlShutdown(void) { count = -1; return SUCCESS; }
+
+API const char *nvmlErrorString(int code)
+{
+    switch (code) {
+    case SUCCESS: return "Success";
+    case UNINITIALIZED: return "Uninitialized";
+    case INVALID_ARGUMENT: return "Invalid Argument";
+    case NOT_SUPPORTED: return "Not Supported";
+    case INSUFFICIENT_SIZE: return "Insufficient Size";
+    case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case LIBRARY_MISMATCH: return "Driver/library version mismatch";
+    default: return "Unknown Error";
+    }
+}
+
+API int nvmlSystemGetDriverVersion(char *text, unsigned size) { return count < 0 ? UNINITIALIZED : copy(text, size, VERSION); }
+API int nvmlSystemGetNVMLVersion(char *text, unsigned size) { return copy(text, size, "13." VERSION); }
+API int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = CUDA_VERSION; return SUCCESS; }
+API int nvmlSystemGetCudaDriverVersion(int *version) { *version = CUDA_VERSION; return SUCCESS; }
+
+API int nvmlDeviceGetCount_v2(unsigned *number)
+{
+    if (count < 0)
+        return UNINITIALIZED;
+    *number = (unsigned)count;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device)
+{
+    if (count < 0)
+        return UNINITIALIZED;
+    if (index >= (unsigned)count)
+        return INVALID_ARGUMENT;
+    *device = &gpus[index];
+    return SUCCESS;
+}
+
+struct pci {
+    char legacy[16];
+    unsigned domain, bus, device, device_id, subsystem_id;
+    char bus_id[32];
+};
+
+API int nvmlDeviceGetPciInfo_v3(void *device, struct pci *pci)
+{
+    struct gpu *one = known(device);
+    if (!one)
+        return INVALID_ARGUMENT;
+    memset(pci, 0, sizeof *pci);
+    pci->domain = one->domain;
+    pci->bus = one->bus;
+    pci->device = one->slot;
+    pci->device_id = one->device << 16 | 0x10de;
+    pci->subsystem_id = one->subsystem;
+    snprintf(pci->legacy, sizeof pci->legacy, "%04X:%02X:%02X.0", one->domain & 0xffff, one->bus & 0xff, one->slot & 0xff);
+    snprintf(pci->bus_id, sizeof pci->bus_id, "%08X:%02X:%02X.0", one->domain, one->bus & 0xff, one->slot & 0xff);
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetName(void *device, char *text, unsigned size)
+{
+    struct gpu *one = known(device);
+    return one ? copy(text, size, one->name) : INVALID_ARGUMENT;
+}
+
+API int nvmlDeviceGetUUID(void *device, char *text, unsigned size)
+{
+    struct gpu *one = known(device);
+    return one ? copy(text, size, one->uuid) : INVALID_ARGUMENT;
+}
+
+API int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor)
+{
+    struct gpu *one = known(device);
+    if (!one)
+        return INVALID_ARGUMENT;
+    *major = one->major;
+    *minor = one->minor;
+    return SUCCESS;
+}
+
+struct memory { unsigned long long total, free, used; };
+
+API int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
+{
+    struct gpu *one = known(device);
+    if (!one)
+        return INVALID_ARGUMENT;
+    memory->total = memory->free = one->memory_mib << 20;
+    memory->used = 0;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetCurrPcieLinkWidth(void *device, unsigned *value)
+{
+    struct gpu *one = known(device);
+    if (!one)
+        return INVALID_ARGUMENT;
+    *value = one->width;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetMaxPcieLinkWidth(void *device, unsigned *value)
+{
+    struct gpu *one = known(device);
+    if (!one)
+        return INVALID_ARGUMENT;
+    *value = one->max_width;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetPersistenceMode(void *device, unsigned *value) { *value = 0; return known(device) ? SUCCESS : INVALID_ARGUMENT; }
+API int nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *next) { (void)device; (void)now; (void)next; return NOT_SUPPORTED; }
+API int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *number, void *table)
+{
+    (void)table;
+    *number = 0;
+    return known(device) ? SUCCESS : INVALID_ARGUMENT;
+}
+API int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *number, void *table)
+{
+    return nvmlDeviceGetComputeRunningProcesses_v3(device, number, table);
+}
