@@ -31,17 +31,13 @@ class Handler(SimpleHTTPRequestHandler):
         with file:
             offset, count = self._range or (0, os.fstat(file.fileno()).st_size)
             self.wfile.flush()
-            while count > 0:
-                sent = os.sendfile(self.connection.fileno(), file.fileno(), offset, min(count, 1 << 24))
-                if sent == 0:
-                    self.close_connection = True
-                    return
-                offset, count = offset + sent, count - sent
+            if count and self.connection.sendfile(file, offset, count) != count:
+                self.close_connection = True
 
     def send_head(self) -> IO[bytes] | None:
         """As the base class does, with ranges: a partial answer has its own status and length."""
         self._range = None
-        if any(part.startswith(".") for part in self.path.split("/")):
+        if re.search(r"/\.[^./]", self.path):
             self.send_error(HTTPStatus.NOT_FOUND)
             return None
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
