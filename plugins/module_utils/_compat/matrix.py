@@ -541,27 +541,29 @@ its own archive. `python`: its default."""
 SIGNING_KEYS = (
     {"fingerprint": "EB693B3035CD5710E231E123A4B469963BF863CC",
      "file": "EB693B3035CD5710E231E123A4B469963BF863CC.asc",
+     "sha256": "84965153d511e89233e86d62affb72a892014669ed6535bfc66ca560b99847a8",
      "repositories": ("debian10", "debian11", "debian12", "ubuntu1604", "ubuntu1804", "ubuntu2004", "ubuntu2204", "ubuntu2404"),
      "source": ("extrepo", "repo-issues-30-39"), "confidence": "high",
      "note": "SHA-1 self-signature: sqv of Debian 13 and newer Ubuntu rejects it since 2026-02-01"},
     {"fingerprint": "02182E60104FCDC26EAE1B8597A5D4CB8793F200",
-     "file": "02182E60104FCDC26EAE1B8597A5D4CB8793F200.asc", "repositories": ("debian13",), "source": ("extrepo",),
-     "confidence": "high", "note": ""},
-    {"fingerprint": "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40", "file": None, "repositories": ("ubuntu2604",),
+     "file": "02182E60104FCDC26EAE1B8597A5D4CB8793F200.asc",
+     "sha256": "5b9273fbab97b3ff26557b4f60954153a3df51bd20f300f0c19cbe02aa718255",
+     "repositories": ("debian13",), "source": ("extrepo",), "confidence": "high", "note": ""},
+    {"fingerprint": "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40", "file": None, "sha256": None, "repositories": ("ubuntu2604",),
      "source": ("four-repositories",), "confidence": "high", "note": ""},
-    {"fingerprint": "D42D0685", "file": None, "repositories": ("rhel8", "rhel9", "sles15", "sles16", "opensuse15"),
+    {"fingerprint": "D42D0685", "file": None, "sha256": None, "repositories": ("rhel8", "rhel9", "sles15", "sles16", "opensuse15"),
      "source": ("gpg-keys",), "confidence": "high",
      "note": "key id, full fingerprint not found; also Fedora up to 42"},
-    {"fingerprint": "CDF6BA43", "file": None, "repositories": ("rhel10",), "source": ("six-repositories",),
+    {"fingerprint": "CDF6BA43", "file": None, "sha256": None, "repositories": ("rhel10",), "source": ("six-repositories",),
      "confidence": "high", "note": "key id, full fingerprint not found"},
-    {"fingerprint": "1940C73E", "file": None, "repositories": ("fedora43",), "source": ("repo-issue-49",),
+    {"fingerprint": "1940C73E", "file": None, "sha256": None, "repositories": ("fedora43",), "source": ("repo-issue-49",),
      "confidence": "high", "note": "key id, full fingerprint not found"},
-    {"fingerprint": "129994480EC63D2789BC98E490DFED2F73CD9B30", "file": None, "repositories": ("fedora44",),
+    {"fingerprint": "129994480EC63D2789BC98E490DFED2F73CD9B30", "file": None, "sha256": None, "repositories": ("fedora44",),
      "source": ("repo-issue-49",), "confidence": "high", "note": ""},
-    {"fingerprint": "3A8B5622", "file": None, "repositories": ("suse16",), "source": ("mirror-config",),
+    {"fingerprint": "3A8B5622", "file": None, "sha256": None, "repositories": ("suse16",), "source": ("mirror-config",),
      "confidence": "medium", "note": "key id, full fingerprint not found"},
 )
-"""`file`: under roles/nvidia_driver/files, None: not shipped."""
+"""`file`: under roles/nvidia_driver/files, with its hash; None: not shipped."""
 
 CUDA_ERRORS = {
     0: "CUDA_SUCCESS",

@@ -1,0 +1,318 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection: an observation as the planner reads it. A key that is missing means a fresh host."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import pci_ids
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import normal_pci_address
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import (
+    Architecture,
+    Distribution,
+    Knowledge,
+    ManagedFile,
+    branch_of,
+    sm_of,
+    upstream_version,
+    version_key,
+)
+
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+_BROKEN_STATES = ("half-configured", "half-installed", "unpacked", "triggers-awaited", "triggers-pending")
+_PINNING = re.compile(r"nvidia-driver-pinning-")
+# Driver packages whose version is not the driver's, and what steers or feeds a driver without being part of one.
+_NOT_DRIVER = re.compile(
+    r"cuda-keyring$|cuda-compat|firmware-nvidia-graphics$|nvidia-driver-pinning-|nvlsm$|dnf-plugin-nvidia$"
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as far as it is known. `modules`: open, proprietary, both, platform; None: not known."""
+
+    address: str | None
+    device_id: str | None
+    name: str
+    cc: str | None
+    architecture: Architecture | None
+    architecture_name: str | None
+    known: bool
+    too_old: bool
+    modules: str | None
+    first_driver: str | None
+    last_branch: int | None
+    kernel_driver: str | None
+
+    @property
+    def sm(self) -> str | None:
+        return sm_of(self.cc) if self.cc else None
+
+    @property
+    def label(self) -> str:
+        """Name it in a sentence."""
+        return f"{self.name} ({self.sm})" if self.sm else self.name
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str
+    version: str
+    source: str
+    held: bool
+    state: str
+
+    @property
+    def present(self) -> bool:
+        return self.state == "installed" or self.broken
+
+    @property
+    def broken(self) -> bool:
+        return self.state in _BROKEN_STATES
+
+    @property
+    def is_pin(self) -> bool:
+        return bool(_PINNING.match(self.name))
+
+    @property
+    def is_driver(self) -> bool:
+        return not _NOT_DRIVER.match(self.name)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The driver that is installed, loaded or not."""
+
+    version: str | None
+    branch: int | None
+    flavor: str | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    release: str
+    headers: bool | None
+    module: t.Mapping[str, t.Any] | None
+
+
+class Host:
+    """Read access to one observation."""
+
+    def __init__(self, observation: t.Mapping[str, t.Any], knowledge: Knowledge) -> None:
+        self.observation = observation
+        self.os = _mapping(observation.get("os"))
+        self.driver = _mapping(observation.get("driver"))
+        self.driver_known = bool(self.driver)
+        self.gpus_known = isinstance(observation.get("gpus"), list)
+        self.os_id = str(self.os.get("id") or "").lower()
+        self.os_version = str(self.os.get("version_id") or "")
+        self.arch_known = bool(self.os.get("arch"))
+        self.arch = _ARCHITECTURES.get(str(self.os.get("arch")), str(self.os.get("arch") or "x86_64"))
+        self.distribution: Distribution | None = knowledge.distribution(self.os_id, self.os_version)
+        self.wsl = self.os.get("virtualization") == "wsl"
+        self.gpus = tuple(_gpu(_mapping(row), knowledge) for row in _list(observation.get("gpus")))
+        self.packages = tuple(_package(_mapping(row)) for row in _list(self.driver.get("packages")))
+        self.installed = self._installed()
+        self.loaded_version: str | None = self.driver.get("loaded_version")
+        self.loaded_flavor: str | None = self.driver.get("loaded_flavor")
+
+    @property
+    def os_name(self) -> str:
+        """Name the system in a sentence."""
+        if self.distribution:
+            return self.distribution.name
+        return f"{self.os_id or 'an unknown system'} {self.os_version}".strip()
+
+    def _installed(self) -> Installed | None:
+        driver = self.driver
+        core = [package for package in self.packages if package.present and package.is_driver]
+        version = driver.get("userspace_version") or driver.get("loaded_version")
+        if not version and not driver.get("branch") and not core:
+            return None
+        versions = [
+            upstream_version(package.version) for package in core if re.match(r"libcuda1$|nvidia-driver", package.name)
+        ]
+        version = version or (versions[0] if versions else None)
+        branch = driver.get("branch") or (branch_of(version) if version else None)
+        return Installed(
+            version=version,
+            branch=int(branch) if branch else None,
+            flavor=driver.get("flavor") or driver.get("loaded_flavor"),
+            source=driver.get("source"),
+        )
+
+    def has_package(self, name: str) -> bool:
+        return any(package.name == name and package.state == "installed" for package in self.packages)
+
+    def moving_packages(self) -> list[Package]:
+        """The installed packages that move with the driver, because they carry its version."""
+        version = self.installed.version if self.installed else None
+        return [
+            package
+            for package in self.packages
+            if package.present and package.is_driver and upstream_version(package.version) == version
+        ]
+
+    def bootable_kernels(self) -> list[Kernel]:
+        """The kernels that can boot next: the running one, the default and one to fall back on."""
+        rows = [_mapping(row) for row in _list(self.os.get("kernels"))]
+        modules = self.driver.get("modules_by_kernel")
+        chosen = [row for row in rows if row.get("running")]
+        default = [row for row in rows if row.get("default")] or rows[:1]
+        chosen += [row for row in default if row not in chosen]
+        chosen += [row for row in rows if row not in chosen][:1]
+        return [
+            Kernel(str(row["release"]), row.get("headers"), _mapping(_mapping(modules).get(row["release"])) or None)
+            for row in rows
+            if row in chosen and row.get("release")
+        ]
+
+    @property
+    def modules_known(self) -> bool:
+        return isinstance(self.driver.get("modules_by_kernel"), t.Mapping)
+
+    def older_kernels(self) -> list[str]:
+        """The other kernels that are installed."""
+        bootable = {kernel.release for kernel in self.bootable_kernels()}
+        rows = [_mapping(row) for row in _list(self.os.get("kernels"))]
+        return [str(row.get("release")) for row in rows if row.get("release") not in bootable]
+
+    def processes(self, *kinds: str) -> list[str]:
+        """Name the processes of some kinds that hold a GPU."""
+        rows = [_mapping(row) for row in _list(self.driver.get("processes"))]
+        return sorted({f"{row.get('command')} ({row.get('pid')})" for row in rows if row.get("kind") in kinds})
+
+    @property
+    def nouveau(self) -> bool:
+        """Whether a driver that is not NVIDIA's holds a GPU or could."""
+        bound = any(gpu.kernel_driver in ("nouveau", "nova_core") for gpu in self.gpus)
+        return bound or bool(self.driver.get("nouveau_loaded") or self.driver.get("nova_core_loaded"))
+
+    def apt_sources(self) -> list[t.Mapping[str, t.Any]]:
+        return [_mapping(row) for row in _list(_mapping(self.os.get("apt")).get("sources"))]
+
+    @property
+    def apt_sources_known(self) -> bool:
+        return isinstance(_mapping(self.os.get("apt")).get("sources"), list)
+
+    def pins(self) -> list[t.Mapping[str, t.Any]]:
+        return [_mapping(row) for row in _list(self.driver.get("pins"))]
+
+    def pythons(self) -> t.Mapping[str, str] | None:
+        """The installed interpreters by version; None where that is not known."""
+        pythons = self.os.get("pythons")
+        return pythons if isinstance(pythons, t.Mapping) else None
+
+    def environment(self, name: str) -> t.Mapping[str, t.Any]:
+        rows = [_mapping(row) for row in _list(self.observation.get("environments"))]
+        return next((row for row in rows if row.get("name") == name), {})
+
+    def file(self, path: str) -> t.Mapping[str, t.Any] | None:
+        """What is at a path; None: nothing, or not known."""
+        return _mapping(_mapping(self.observation.get("files")).get(path)) or None
+
+    def difference(self, wanted: ManagedFile) -> str | None:
+        """How the file on the host differs from a managed one; None: not at all."""
+        return self.difference_from(
+            wanted.path,
+            hashlib.sha256(wanted.content.encode("utf-8")).hexdigest(),
+            wanted.mode,
+            wanted.owner,
+            wanted.group,
+        )
+
+    def difference_from(
+        self, path: str, sha256: str | None, mode: str = "0644", owner: str = "root", group: str = "root"
+    ) -> str | None:
+        found = self.file(path)
+        if found is None:
+            return "it is not there"
+        if found.get("type") not in (None, "file"):
+            return f"a {found['type']} is in its place"
+        if sha256 is not None and found.get("sha256") != sha256:
+            return "its content differs"
+        for key, value in (("mode", mode), ("owner", owner), ("group", group)):
+            if found.get(key) not in (None, value):
+                return f"its {key} is {found[key]}, not {value}"
+        return None
+
+    def runtime(self, context: str) -> t.Mapping[str, t.Any]:
+        return _mapping(_mapping(self.observation.get("runtime")).get(context))
+
+    def free(self, path: str) -> t.Mapping[str, t.Any]:
+        """Free space of the file system that holds a path, as far as it is known."""
+        disks = _mapping(_mapping(self.observation.get("health")).get("disk"))
+        while path and path not in disks:
+            path = path.rpartition("/")[0]
+        return _mapping(disks.get(path) or disks.get("/"))
+
+    @property
+    def health(self) -> t.Mapping[str, t.Any]:
+        return _mapping(self.observation.get("health"))
+
+    def unknown(self) -> list[str]:
+        rows = [_mapping(row) for row in _list(self.observation.get("unknown"))]
+        return [f"{row.get('what')} could not be read: {row.get('why')}" for row in rows]
+
+
+def _mapping(value: t.Any) -> t.Mapping[str, t.Any]:
+    return value if isinstance(value, t.Mapping) else {}
+
+
+def _list(value: t.Any) -> t.Sequence[t.Any]:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _package(row: t.Mapping[str, t.Any]) -> Package:
+    return Package(
+        name=str(row.get("name") or ""),
+        version=str(row.get("version") or ""),
+        source=str(row.get("source") or "unknown"),
+        held=bool(row.get("held")),
+        state=str(row.get("state") or "installed"),
+    )
+
+
+def _gpu(row: t.Mapping[str, t.Any], knowledge: Knowledge) -> Gpu:
+    given = str(row.get("pci_device_id") or "").lower()
+    device_id = (given[2:] if given.startswith("0x") else given).rjust(4, "0") if given else None
+    listed = pci_ids.lookup(device_id) if device_id else None
+    number = int(device_id, 16) if device_id and re.fullmatch(r"[0-9a-f]+", device_id) else None
+    # What the driver says of the device beats the table.
+    cc = row.get("compute_capability") or (listed.compute_capability if listed else None)
+    cc = cc if cc and re.fullmatch(r"[0-9]+\.[0-9]", str(cc)) else None
+    architecture = knowledge.architectures.get(cc) if cc else None
+    name = str(row.get("name") or (listed.name if listed else "") or f"unknown GPU [10de:{device_id or '????'}]")
+    model = knowledge.model(device_id, name)
+    before_turing = number is not None and number < knowledge.pci["first_turing"]
+    modules = architecture.modules if architecture else "proprietary" if before_turing and not cc else "open"
+    if model and model.modules:
+        modules = model.modules
+    oldest, volta = min(knowledge.architectures, key=version_key), knowledge.architectures["7.0"]
+    return Gpu(
+        address=normal_pci_address(str(row["pci_address"])) or str(row["pci_address"])
+        if row.get("pci_address")
+        else None,
+        device_id=device_id,
+        name=name.replace("NVIDIA ", "", 1),
+        cc=cc,
+        architecture=architecture,
+        architecture_name=str(row.get("architecture") or (architecture.name if architecture else "")) or None,
+        known=architecture is not None,
+        too_old=version_key(cc) < version_key(oldest)
+        if cc
+        else number is not None and number < knowledge.pci["first_supported"],
+        modules=modules,
+        first_driver=model.first_driver if model else architecture.first_driver if architecture else None,
+        last_branch=architecture.last_branch
+        if architecture
+        else volta.last_branch
+        if before_turing and not cc
+        else None,
+        kernel_driver=row.get("kernel_driver"),
+    )
