@@ -228,6 +228,7 @@ import os
 import platform
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -265,6 +266,10 @@ def main() -> None:
     needed = ["spec", "spec_digest", "release_base", "index_url", "interpreter"]
     module = AnsibleModule(spec, supports_check_mode=True, required_if=[("state", "present", needed)])
     os.umask(0o022)
+    for url in (module.params["index_url"], module.params["package_index_url"]):
+        password = urlsplit(url or "").password
+        if password:
+            module.no_log_values.add(password)
     operation = None
     try:
         if os.geteuid() != 0:

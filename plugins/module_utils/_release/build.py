@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mode
     BUILD_ACCOUNT,
     ReleaseError,
     Request,
+    hide_credentials,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.processes import (
     Account,
@@ -276,7 +277,8 @@ class Builder:
         ended = self._run(step, [self._uv, "--no-progress", "--color", "never", *command], environment, text)
         if ended.returncode != 0:
             cause, remedy = tool.explain(ended.output)
-            raise ReleaseError(step, f"uv says: {cause}", remedy)
+            source = f" from {hide_credentials(index)}" if index else ""
+            raise ReleaseError(step + source, f"uv says: {cause}", remedy)
 
     def _uv_environment(self, index: str) -> dict[str, str]:
         """A clean environment; index URLs go through it because everybody can read a command line."""

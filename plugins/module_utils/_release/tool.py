@@ -118,12 +118,13 @@ _MEANINGS = (
 
 
 def explain(output: str, lines: int = 12) -> tuple[str, str]:
-    """(uv's own last lines in one text without credentials, what to do about it)."""
-    remedy = "Correct what uv names, then run again."
-    flat = " ".join(output.split())
+    """(the lines of uv's output that name the cause, without credentials, in one text; what to do about it)."""
+    said = [line.strip() for line in hide_credentials(output).splitlines() if line.strip()]
+    begin = next((number for number, line in enumerate(said) if line.startswith(("error", "warning: ", "×"))), 0)
+    # uv's hints advise index strategies that would let any index replace torch.
+    end = next((number for number, line in enumerate(said) if line.startswith("hint:") and number > begin), len(said))
+    cause = " ".join(said[begin:end][-lines:]).replace("error: ", "", 1) or "no message"
     for sign, meaning in _MEANINGS:
-        if sign.lower() in flat.lower():
-            remedy = meaning
-            break
-    kept = [line.strip() for line in hide_credentials(output).splitlines() if line.strip()][-lines:]
-    return " ".join(kept) or "no message", remedy
+        if sign.lower() in cause.lower():
+            return cause, meaning
+    return cause, "Correct what is named, then run again."
