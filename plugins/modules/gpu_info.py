@@ -236,7 +236,7 @@ observation:
         architecture:
           description: Name of the architecture, from the table.
           type: str
-          sample: Blackwell
+          sample: Blackwell (RTX)
         uuid:
           description: The GPU's UUID, from NVML or libcuda (with MIG, libcuda names an instance); null without a driver.
           type: str

@@ -54,7 +54,9 @@ def is_runfile(host: Host) -> bool:
 
 def persistence(host: Host) -> dict[str, Any]:
     """Return the state of the persistence daemon's unit, read from where systemd keeps it."""
-    present = any(host.exists(f"{folder}/{_UNIT}") and not _masked(host, folder) for folder in _UNIT_FOLDERS)
+    # The first folder that has the unit decides; a link to /dev/null there masks it.
+    units = [f"{folder}/{_UNIT}" for folder in _UNIT_FOLDERS if host.lstat(f"{folder}/{_UNIT}") is not None]
+    present = bool(units) and host.link(units[0]) != "/dev/null" and host.exists(units[0])
     enabled = any(
         host.lstat(f"{folder}/{name}/{_UNIT}") is not None
         for folder in _UNIT_FOLDERS
@@ -64,10 +66,6 @@ def persistence(host: Host) -> dict[str, Any]:
     # systemd keeps this link exactly as long as the unit is active (unit_export_invocation_id in its source).
     active = host.lstat(f"/run/systemd/units/invocation:{_UNIT}") is not None
     return {"unit": _UNIT, "present": present, "enabled": present and enabled, "active": active}
-
-
-def _masked(host: Host, folder: str) -> bool:
-    return host.link(f"{folder}/{_UNIT}") == "/dev/null"
 
 
 def graphical(host: Host) -> bool:

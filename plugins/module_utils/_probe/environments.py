@@ -107,7 +107,8 @@ def integrity(host: Host, path: str, release: str, stamp: dict[str, Any] | None)
         manifest = None
     if stamp is None or manifest is None:
         return {"status": "unstamped", "missing": 0, "changed": 0, "added": 0, "examples": []}
-    present = manifests.scan(host.at(f"{path}/releases/{release}"))
+    folder = f"{path}/releases/{release}"
+    present = manifests.scan(host.at(folder)) if host.is_dir(folder) else {}
     if hashlib.sha256(manifest).hexdigest() != stamp.get("manifest_sha256"):
         return _verdict(manifests.Difference([], [manifest_path], []))
     text = manifests.decode(manifest)

@@ -4,13 +4,14 @@
 """PRIVATE to the collection. Kernels that can boot, and the NVIDIA module that each of them would load.
 
 A module's version and flavor are read from the file itself (its .modinfo section), because package databases and DKMS's
-notes say what should be there. Reading is kept cheap: an uncompressed file is read at its section table; of a compressed
-one the small sibling nvidia-modeset is unpacked, which one build makes together with nvidia.ko and which carries the same
-two fields, while nvidia.ko unpacks to 15-100 MB.
+notes say what should be there. Reading is kept cheap: an uncompressed file is read at its section table only; of a
+compressed one the small sibling nvidia-modeset (1-2 MB) is unpacked, which one build makes together with nvidia.ko and
+which carries the same two fields, while nvidia.ko itself unpacks to 15-100 MB.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import re
@@ -19,6 +20,7 @@ import struct
 import zlib
 from typing import Any, BinaryIO, Iterator
 
+from . import child
 from .host import KIB, MIB, Host, Unreadable
 
 _IMAGES = ("vmlinuz-", "Image-")  # arm64 on SUSE installs Image-*
@@ -36,7 +38,7 @@ _PLACES = (
     "kernel",
 )
 _SMALL = 512 * KIB
-_FIELD = re.compile(rb"\0(?:version=(\d{2,4}\.\d+(?:\.\d+)?)|license=(NVIDIA|[ -~]{0,20}GPL[ -~]{0,20}))(?=\0)")
+_VERSION = re.compile(r"\d{2,4}\.\d+(?:\.\d+)?$")
 _MODPROBE = re.compile(r"^\s*(?:alias|install)\s+nvidia\s(.*)$", re.MULTILINE)
 _COMMAND_LIMIT = 10.0
 _CHUNK = 256 * KIB
@@ -96,27 +98,35 @@ def default_kernel(host: Host, installed: list[str]) -> str | None:
 
 def modules_by_kernel(host: Host, releases: list[str], unknown: list[dict[str, str]]) -> dict[str, Any]:
     """Return {release: {version, flavor, path} or None} of the module that each kernel would load."""
-    found: dict[str, Any] = {}
-    chosen = modprobe_name(host)
+    found: dict[str, Any] = dict.fromkeys(releases)
     for release in releases:
-        path = module_path(host, release, chosen)
-        found[release] = None
-        if path is None:
-            continue
-        facts: dict[str, str | None] = {"version": None, "flavor": None}
+        path = None
         try:
-            facts = module_facts(host, path)
-        except (OSError, Unreadable, EOFError, lzma.LZMAError, zlib.error, struct.error) as error:
-            unknown.append({"what": f"driver.modules_by_kernel[{release}]", "why": f"{path}: {error}"})
-        found[release] = {**facts, "path": path}
+            path = module_path(host, release)
+            found[release] = {**module_facts(host, path), "path": path} if path else None
+        except (
+            OSError,
+            ValueError,
+            child.NoAnswer,
+            Unreadable,
+            EOFError,
+            lzma.LZMAError,
+            zlib.error,
+            struct.error,
+        ) as error:
+            unknown.append(
+                {"what": f"driver.modules_by_kernel[{release}]", "why": f"{path}: {error}" if path else str(error)}
+            )
+            found[release] = {"version": None, "flavor": None, "path": path} if path else None
     return found
 
 
-def module_path(host: Host, release: str, chosen: str) -> str | None:
+def module_path(host: Host, release: str) -> str | None:
     """Return the path of the module that ``modprobe nvidia`` would load, or None."""
     for place in _PLACES:
         paths = list(_modules_below(host, f"/lib/modules/{release}/{place}"))
         if paths:
+            chosen = modprobe_name(host) if len(paths) > 1 else ""
             return min(paths, key=lambda path: (os.path.basename(path).partition(".")[0] != chosen, path))
     return None
 
@@ -153,52 +163,67 @@ def module_facts(host: Host, path: str) -> dict[str, str | None]:
         if host.exists(sibling):
             path = sibling
     if packed == ".zst":
-        data = host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT).encode()
-        chunks = iter([b"\0" + re.sub(rb"(?:^|(?<=\0))(\w+):\s+", rb"\1=", data)])
-        return _facts(chunks)
+        return _facts(_printed(host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT)))
     with host.open(path) as file:
-        return _facts(_unpacked(file, packed) if packed else iter([b"\0" + _modinfo_section(file)]))
+        return _facts(_modinfo(_unpacked(file, packed) if packed else file))
 
 
-def _facts(chunks: Iterator[bytes]) -> dict[str, str | None]:
-    """Find the version and the licence in a stream; stops as soon as both are there."""
-    version = licence = None
-    rest = b""
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        if size > _UNPACKED_LIMIT:
+def _facts(fields: dict[str, str]) -> dict[str, str | None]:
+    version, licence = fields.get("version", ""), fields.get("license", "")
+    if not _VERSION.match(version):
+        raise Unreadable("it names no version: the file is damaged, or not NVIDIA's module")
+    flavor = "open" if "GPL" in licence else "proprietary" if licence == "NVIDIA" else None
+    return {"version": version, "flavor": flavor}
+
+
+def _printed(text: str) -> dict[str, str]:
+    """Fields as ``modinfo -0`` prints them: "name:   value", each ended by NUL; the first of a name counts."""
+    fields: dict[str, str] = {}
+    for entry in text.split("\0"):
+        name, _, value = entry.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _modinfo(file: BinaryIO) -> dict[str, str]:
+    """Fields of the .modinfo section: "name=value", each ended by NUL; the first of a name counts."""
+    fields: dict[str, str] = {}
+    for entry in _modinfo_section(file).decode("utf-8", "replace").split("\0"):
+        name, _, value = entry.partition("=")
+        fields.setdefault(name, value)
+    return fields
+
+
+def _unpacked(file: BinaryIO, packed: str) -> BinaryIO:
+    """Decompress into memory, step by step, so that a bomb cannot fill it."""
+    whole = io.BytesIO()
+    for piece in _unxz(file) if packed == ".xz" else _gunzip(file):
+        if whole.write(piece) and whole.tell() > _UNPACKED_LIMIT:
             raise Unreadable(f"it unpacks to more than {_UNPACKED_LIMIT // MIB} MiB")
-        data = rest + chunk
-        for number, words in _FIELD.findall(data):
-            version = version or number.decode()
-            licence = licence or words.decode()
-        if version and licence:
-            return {"version": version, "flavor": "proprietary" if licence == "NVIDIA" else "open"}
-        rest = data[-200:]
-    raise Unreadable("it names no version and licence: the file is damaged, or not NVIDIA's module")
+    whole.seek(0)
+    return whole
 
 
-def _unpacked(file: BinaryIO, packed: str) -> Iterator[bytes]:
-    """Decompress step by step, so that the reader can stop early and a bomb cannot fill the memory."""
-    if packed == ".xz":
-        xz = lzma.LZMADecompressor()
-        while not xz.eof:
-            data = file.read(_CHUNK) if xz.needs_input else b""
-            if xz.needs_input and not data:
-                raise Unreadable("it ends too early")
-            yield xz.decompress(data, MIB)
-    else:
-        gz = zlib.decompressobj(31)
-        while not gz.eof:
-            data = gz.unconsumed_tail or file.read(_CHUNK)
-            if not data:
-                raise Unreadable("it ends too early")
-            yield gz.decompress(data, MIB)
+def _unxz(file: BinaryIO) -> Iterator[bytes]:
+    unpacker = lzma.LZMADecompressor()
+    while not unpacker.eof:
+        data = file.read(_CHUNK) if unpacker.needs_input else b""
+        if unpacker.needs_input and not data:
+            raise Unreadable("it ends too early")
+        yield unpacker.decompress(data, MIB)
+
+
+def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(31)
+    while not unpacker.eof:
+        data = unpacker.unconsumed_tail or file.read(_CHUNK)
+        if not data:
+            raise Unreadable("it ends too early")
+        yield unpacker.decompress(data, MIB)
 
 
 def _modinfo_section(file: BinaryIO) -> bytes:
-    """Return the .modinfo section of an uncompressed 64-bit ELF file, through its section table."""
+    """Return the .modinfo section of a 64-bit ELF file, through its section table."""
     header = file.read(64)
     if len(header) < 64 or header[:4] != b"\x7fELF" or header[4] != 2 or header[5] != 1:
         raise Unreadable("it is no 64-bit ELF file")

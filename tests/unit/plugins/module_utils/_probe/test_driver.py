@@ -1,0 +1,117 @@
+"""The driver in user space and what belongs to it."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import driver
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Unreadable
+
+UNIT = "nvidia-persistenced.service"
+
+
+@pytest.mark.parametrize(
+    "folder", ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/x86_64-linux-gnu/nvidia/current"]
+)
+def test_the_version_is_in_the_name_behind_libcuda_so_1(tree, folder):
+    assert driver.userspace_version(tree.userspace("580.95.05", folder).host()) == "580.95.05"
+
+
+def test_aarch64_has_its_own_folder(tree):
+    tree.userspace("580.95.05", "/usr/lib/aarch64-linux-gnu")
+    assert driver.userspace_version(tree.host(machine="aarch64")) == "580.95.05"
+    assert driver.userspace_version(tree.host(machine="x86_64")) is None
+
+
+def test_debians_chain_of_alternatives_is_followed(tree):
+    tree.userspace("535.261.03", "/usr/lib/x86_64-linux-gnu/nvidia/current")
+    tree.link("/etc/alternatives/nvidia--libcuda.so.1", "/usr/lib/x86_64-linux-gnu/nvidia/current/libcuda.so.1")
+    tree.link("/usr/lib/x86_64-linux-gnu/libcuda.so.1", "/etc/alternatives/nvidia--libcuda.so.1")
+    assert driver.userspace_version(tree.host()) == "535.261.03"
+
+
+def test_of_two_files_the_linked_one_counts(tree):
+    tree.userspace("580.95.05").file("/usr/lib/x86_64-linux-gnu/libcuda.so.595.71.05")
+    assert driver.userspace_version(tree.host()) == "580.95.05"
+
+
+def test_without_the_link_the_newest_file_counts(tree):
+    tree.file("/usr/lib64/libcuda.so.99.10").file("/usr/lib64/libcuda.so.580.95.05")
+    assert driver.userspace_version(tree.host()) == "580.95.05"
+
+
+def test_folders_of_the_loaders_configuration_count_but_not_cuda_compat(tree):
+    tree.file("/etc/ld.so.conf.d/a.conf", "/usr/local/cuda/compat\n").userspace("575.57.08", "/usr/local/cuda/compat")
+    assert driver.userspace_version(tree.host()) is None
+    tree.file("/etc/ld.so.conf.d/b.conf", "# x\n/usr/local/nvidia/lib64\n").userspace(
+        "580.95.05", "/usr/local/nvidia/lib64"
+    )
+    assert driver.userspace_version(tree.host()) == "580.95.05"
+
+
+def test_wsls_library_has_no_version_in_its_name(tree):
+    tree.file("/usr/lib/wsl/lib/libcuda.so.1.1").link("/usr/lib/wsl/lib/libcuda.so.1", "libcuda.so.1.1")
+    assert driver.userspace_version(tree.host()) is None
+
+
+def test_a_unit_that_is_installed_enabled_and_active(tree):
+    tree.file(f"/usr/lib/systemd/system/{UNIT}")
+    tree.link(f"/etc/systemd/system/multi-user.target.wants/{UNIT}", f"/usr/lib/systemd/system/{UNIT}")
+    tree.link(f"/run/systemd/units/invocation:{UNIT}", "0123456789abcdef0123456789abcdef")
+    assert driver.persistence(tree.host()) == {"unit": UNIT, "present": True, "enabled": True, "active": True}
+
+
+def test_a_unit_that_is_installed_only(tree):
+    tree.file(f"/lib/systemd/system/{UNIT}")
+    assert driver.persistence(tree.host()) == {"unit": UNIT, "present": True, "enabled": False, "active": False}
+
+
+def test_a_masked_unit_is_neither_present_nor_enabled(tree):
+    tree.link(f"/etc/systemd/system/{UNIT}", "/dev/null").file(f"/usr/lib/systemd/system/{UNIT}").file("/dev/null")
+    tree.link(f"/etc/systemd/system/multi-user.target.wants/{UNIT}", "x")
+    assert driver.persistence(tree.host())["enabled"] is False
+
+
+def test_a_leftover_link_without_a_unit_enables_nothing(tree):
+    tree.link(f"/etc/systemd/system/multi-user.target.wants/{UNIT}", f"/lib/systemd/system/{UNIT}")
+    assert driver.persistence(tree.host()) == {"unit": UNIT, "present": False, "enabled": False, "active": False}
+
+
+@pytest.mark.parametrize(
+    ("target", "manager", "desktop"),
+    [
+        ("/lib/systemd/system/graphical.target", True, True),
+        (None, True, True),
+        ("/lib/systemd/system/multi-user.target", True, False),
+        ("/lib/systemd/system/graphical.target", False, False),
+    ],
+)
+def test_a_desktop_starts_a_display_manager_by_default(tree, target, manager, desktop):
+    if manager:
+        tree.file("/lib/systemd/system/gdm.service")
+        tree.link("/etc/systemd/system/display-manager.service", "/lib/systemd/system/gdm.service")
+    if target:
+        tree.link("/etc/systemd/system/default.target", target)
+    assert driver.graphical(tree.host()) is desktop
+
+
+@pytest.mark.parametrize("socket", ["@/tmp/.X11-unix/X0", "/run/user/1000/wayland-0"])
+def test_a_running_display_server_makes_a_desktop(tree, socket):
+    line = f"0000000000000000: 00000002 00000000 00010000 0001 01 12345 {socket}\n"
+    assert driver.graphical(tree.file("/proc/net/unix", f"Num RefCount\n{line}0: 1 2 3 4 5 6 /run/x\n").host()) is True
+
+
+def test_no_reboot_is_asked_for_by_other_packages(tree):
+    tree.file("/run/reboot-required").file("/run/reboot-required.pkgs", "libc6\ndbus\n")
+    assert driver.reboot_asked_for(tree.host()) is False
+    tree.file("/run/reboot-required.pkgs", "libc6\nlinux-image-6.1.0-32-amd64\n")
+    assert driver.reboot_asked_for(tree.host()) is True
+
+
+def test_the_journal_is_returned_as_written(tree):
+    assert driver.journal(tree.host()) is None
+    assert driver.journal(tree.file("/var/lib/gpufleet/driver.json", '{"branch": 580}').host()) == {"branch": 580}
+
+
+def test_a_journal_that_is_no_object_is_unreadable(tree):
+    with pytest.raises(Unreadable, match="no JSON object"):
+        driver.journal(tree.file("/var/lib/gpufleet/driver.json", "[1]").host())

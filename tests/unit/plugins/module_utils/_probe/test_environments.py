@@ -1,0 +1,214 @@
+"""Environments, described by reading only."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import environments
+
+ROOT = "/opt/gpufleet/envs"
+RELEASE = "2.9.1-cu128-1a2b3c4d"
+SITE = f"{ROOT}/base/releases/{RELEASE}/lib/python3.11/site-packages"
+INTACT = {"status": "ok", "missing": 0, "changed": 0, "added": 0, "examples": []}
+
+
+def _observe(tree, wanted=(), unknown=None):
+    return environments.observe(tree.host(), ROOT, list(wanted), [] if unknown is None else unknown)
+
+
+def test_an_intact_environment(debian):
+    unknown = []
+    (found,) = _observe(debian.environment(), unknown=unknown)
+    stamp = found.pop("stamp")
+    owner, group = found.pop("owner"), found.pop("group")
+    assert stamp["id"] == RELEASE
+    assert isinstance(owner, str)
+    assert isinstance(group, str)
+    assert found == {
+        "name": "base",
+        "path": f"{ROOT}/base",
+        "current": RELEASE,
+        "previous": None,
+        "releases": [{"id": RELEASE, "stamped": True}],
+        "python": "3.11.2",
+        "interpreter_ok": True,
+        "torch": {
+            "version": "2.9.1+cu128",
+            "distribution_version": "2.9.1+cu128",
+            "cuda": "12.8",
+            "arch_flags": ["sm_70", "sm_120"],
+        },
+        "companions": {"torchvision": "0.24.1+cu128", "torchaudio": "2.9.1"},
+        "integrity": INTACT,
+    }
+    assert unknown == []
+
+
+def test_only_the_wanted_environments_and_no_hidden_folders(debian):
+    debian.environment("base").environment("team-a").folder(f"{ROOT}/.cache/releases").folder(f"{ROOT}/stray")
+    assert [found["name"] for found in _observe(debian)] == ["base", "team-a"]
+    assert [found["name"] for found in _observe(debian, ["team-a", "absent"])] == ["team-a"]
+
+
+def test_a_host_without_the_root_has_no_environments(debian):
+    assert _observe(debian) == []
+
+
+def test_a_changed_size_a_missing_and_an_added_file_are_damage(debian):
+    debian.environment()
+    debian.path(f"{SITE}/torch/version.py").write_text("__version__ = '2.9.1+cu128'\n")
+    debian.path(f"{SITE}/torchaudio-2.9.1.dist-info/METADATA").unlink()
+    debian.file(f"{SITE}/sitecustomize.py", "import os\n")
+    integrity = _observe(debian)[0]["integrity"]
+    assert (integrity["status"], integrity["missing"], integrity["changed"], integrity["added"]) == ("damaged", 1, 1, 1)
+    assert set(integrity["examples"]) == {
+        "lib/python3.11/site-packages/torchaudio-2.9.1.dist-info/METADATA",
+        "lib/python3.11/site-packages/torch/version.py",
+        "lib/python3.11/site-packages/sitecustomize.py",
+    }
+
+
+def test_a_link_that_points_elsewhere_is_damage(debian):
+    debian.environment()
+    link = debian.path(f"{ROOT}/base/releases/{RELEASE}/bin/python")
+    link.unlink()
+    link.symlink_to("/usr/bin/python3.12")
+    assert _observe(debian)[0]["integrity"]["changed"] == 1
+
+
+def test_an_added_pyc_is_damage(debian):
+    debian.environment().file(f"{SITE}/torch/__pycache__/evil.cpython-311.pyc", b"x")
+    assert _observe(debian)[0]["integrity"]["added"] == 1
+
+
+def test_many_damages_are_counted_and_five_are_named(debian):
+    debian.environment()
+    for number in range(9):
+        debian.file(f"{SITE}/extra{number}.py")
+    integrity = _observe(debian)[0]["integrity"]
+    assert integrity["added"] == 9
+    assert len(integrity["examples"]) == 5
+
+
+def test_a_manifest_that_is_not_the_stamped_one_is_damage(debian):
+    path = f"{ROOT}/base/stamps/{RELEASE}.manifest"
+    debian.environment().file(path, "12 lib/forged.py\n")
+    integrity = _observe(debian)[0]["integrity"]
+    assert (integrity["status"], integrity["examples"]) == ("damaged", [path])
+
+
+@pytest.mark.parametrize("missing", ["json", "manifest"])
+def test_without_stamp_or_manifest_a_release_is_unstamped(debian, missing):
+    debian.environment().path(f"{ROOT}/base/stamps/{RELEASE}.{missing}").unlink()
+    assert _observe(debian)[0]["integrity"]["status"] == "unstamped"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "\0", ""])
+def test_a_stamp_that_is_no_json_object_is_unknown(debian, text):
+    unknown = []
+    debian.environment().file(f"{ROOT}/base/stamps/{RELEASE}.json", text)
+    found = _observe(debian, unknown=unknown)[0]
+    assert found["stamp"] is None
+    assert found["integrity"]["status"] == "unstamped"
+    assert [entry["what"] for entry in unknown] == ["environments[base].stamp"]
+
+
+def test_a_vanished_interpreter_is_seen(debian):
+    debian.environment().path("/usr/bin/python3.11").unlink()
+    assert _observe(debian)[0]["interpreter_ok"] is False
+
+
+@pytest.mark.parametrize("target", ["/etc", "releases", "../other/releases/x", "releases/a/b", "."])
+def test_a_current_that_leads_out_of_the_releases_names_none(debian, target):
+    debian.folder(f"{ROOT}/base/releases/{RELEASE}").link(f"{ROOT}/base/current", target)
+    found = _observe(debian)[0]
+    assert found["current"] is None
+    assert found["torch"] is None
+
+
+def test_a_current_that_dangles_is_told_without_its_content(debian):
+    debian.folder(f"{ROOT}/base/releases").link(f"{ROOT}/base/current", "releases/gone")
+    found = _observe(debian)[0]
+    assert found["current"] == "gone"
+    assert found["interpreter_ok"] is False
+    assert found["integrity"]["status"] == "unstamped"
+
+
+def test_a_release_that_vanished_after_its_stamp_is_damaged(debian):
+    unknown = []
+    debian.environment()
+    os.rename(debian.path(f"{ROOT}/base/releases/{RELEASE}"), debian.path(f"{ROOT}/base/releases/moved"))
+    found = _observe(debian, unknown=unknown)[0]
+    assert found["integrity"]["status"] == "damaged"
+    assert found["integrity"]["missing"] == 8
+
+
+def test_an_unfinished_release_is_listed_as_unstamped(debian):
+    debian.environment().folder(f"{ROOT}/base/releases/2.9.1-cu128-ffffffff")
+    assert _observe(debian)[0]["releases"] == [
+        {"id": RELEASE, "stamped": True},
+        {"id": "2.9.1-cu128-ffffffff", "stamped": False},
+    ]
+
+
+def test_an_environment_without_torch(debian):
+    debian.environment()
+    import shutil
+
+    for name in ("torch", "torch-2.9.1+cu128.dist-info"):
+        shutil.rmtree(debian.path(f"{SITE}/{name}"))
+    assert _observe(debian)[0]["torch"] is None
+
+
+def test_metadata_and_version_file_are_told_apart(debian):
+    debian.environment()
+    os.rename(debian.path(f"{SITE}/torch-2.9.1+cu128.dist-info"), debian.path(f"{SITE}/torch-2.9.1.dist-info"))
+    torch = _observe(debian)[0]["torch"]
+    assert (torch["version"], torch["distribution_version"]) == ("2.9.1+cu128", "2.9.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "cuda"),
+    [
+        ("__version__ = '2.9.1+cpu'\ncuda: Optional[str] = None\n", "2.9.1+cpu", None),
+        ('from typing import Optional\n__version__ = "2.15.0+cu132"\ncuda = "13.2"\n', "2.15.0+cu132", "13.2"),
+        ("__version__ = evil()\n", None, None),
+        ("", None, None),
+    ],
+)
+def test_versions_are_read_as_text(debian, text, version, cuda):
+    debian.environment().file(f"{SITE}/torch/version.py", text)
+    torch = _observe(debian)[0]["torch"]
+    assert (torch["version"], torch["cuda"]) == (version, cuda)
+
+
+def test_nothing_of_an_environment_is_executed(debian, tmp_path):
+    trap = tmp_path / "executed"
+    debian.environment()
+    evil = f"import pathlib; pathlib.Path({str(trap)!r}).touch()\n"
+    debian.file(f"{SITE}/torch/version.py", evil).file(f"{SITE}/evil.pth", evil).file(f"{SITE}/sitecustomize.py", evil)
+    debian.file("/usr/bin/python3.11", f"#!/bin/sh\ntouch {trap}\n", 0o755)
+    _observe(debian)
+    assert not trap.exists()
+
+
+def test_integrity_of_30000_files_takes_well_under_a_second(debian):
+    base = debian.path(f"{ROOT}/big/releases/r")
+    lines = []
+    for folder in range(300):
+        (base / f"lib/d{folder}").mkdir(parents=True)
+        for number in range(100):
+            (base / f"lib/d{folder}/f{number}.py").touch()
+            lines.append(f"0 lib/d{folder}/f{number}.py\n")
+    text = "".join(sorted(lines, key=lambda line: line[2:-1]))
+    debian.link(f"{ROOT}/big/current", "releases/r").file(f"{ROOT}/big/stamps/r.manifest", text)
+    import hashlib
+
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    debian.file(f"{ROOT}/big/stamps/r.json", json.dumps({"manifest_sha256": digest}))
+    started = time.process_time()
+    assert _observe(debian)[0]["integrity"] == INTACT
+    assert time.process_time() - started < 1

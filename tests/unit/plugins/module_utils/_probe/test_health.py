@@ -1,0 +1,66 @@
+"""Disk, clock and locks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import health
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
+
+LOCK = "/var/lib/dpkg/lock-frontend"
+HOLD = "import fcntl,sys; f=open(sys.argv[1],'r+'); fcntl.lockf(f,fcntl.LOCK_EX); print('held',flush=True); sys.stdin.read()"
+
+
+def test_disk_is_measured_where_the_root_will_be(tree):
+    state = os.statvfs(tree.root)
+    found = health.disk(tree.folder("/opt").host(), "/opt/gpufleet/envs")["/opt/gpufleet/envs"]
+    assert abs(found["free_mib"] - state.f_bavail * state.f_frsize // 1048576) < 1024
+    assert found["free_inodes"] > 0
+
+
+def test_a_held_lock_is_found_with_its_holder_and_a_free_one_is_not(tree):
+    tree.file(LOCK).file("/var/lib/dpkg/lock").folder("/proc")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tree.path(LOCK))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        tree.process(holder.pid, "unattended-upgr")
+        assert health.locks(tree.host(), []) == [
+            {"path": LOCK, "holder": f"unattended-upgr (process {holder.pid})"},
+        ]
+    finally:
+        holder.communicate()
+    assert health.locks(tree.host(), []) == []
+
+
+def test_asking_for_a_lock_does_not_take_it(tree):
+    tree.file(LOCK)
+    with open(tree.path(LOCK), "r+b") as mine:
+        fcntl.lockf(mine, fcntl.LOCK_EX)
+        assert health.locks(tree.host(), []) == []  # our own process does not stand in our own way
+
+
+def test_dnf_names_its_holder_in_a_file(tree):
+    tree.process(4321, "dnf").file("/var/cache/dnf/metadata_lock.pid", "4321\n").file("/run/zypp.pid", "99999\n")
+    assert health.locks(tree.host(), []) == [
+        {"path": "/var/cache/dnf/metadata_lock.pid", "holder": "dnf (process 4321)"}
+    ]
+
+
+def test_a_lock_that_cannot_be_opened_is_unknown(tree):
+    unknown = []
+    assert health.locks(tree.link(LOCK, "lock-frontend").host(), unknown) == []
+    assert [entry["what"] for entry in unknown] == [f"health.locks[{LOCK}]"]
+
+
+def test_the_clock_is_in_time_when_timesyncd_says_so(tree):
+    assert health.clock_synchronized(tree.file("/run/systemd/timesync/synchronized").host()) is True
+    assert health.clock_synchronized(tree.root and Host(root=str(tree.folder("/x").path("/x")))) is None
+
+
+def test_the_kernel_is_asked_about_the_clock():
+    assert health.clock_synchronized(Host()) in (True, False)

@@ -1,0 +1,329 @@
+"""Driver packages, sources and pins, from the package managers' own files."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import packages
+
+NVIDIA = "NVIDIA CORPORATION <cudatools@nvidia.com>"
+DEBIAN = "Debian NVIDIA Maintainers <pkg-nvidia-devel@lists.alioth.debian.org>"
+UBUNTU = "Ubuntu Core Developers <ubuntu-devel-discuss@lists.ubuntu.com>"
+
+
+def _installed(tree):
+    return packages.installed(tree.host())
+
+
+def test_driver_packages_are_read_from_dpkgs_status(tree):
+    tree.dpkg(
+        ("nvidia-open", "install ok installed", "580.95.05-1", NVIDIA),
+        ("libcuda1", "hold ok installed", "580.95.05-1", NVIDIA),
+        ("nvidia-kernel-dkms", "install ok half-configured", "535.261.03-1~deb12u1", DEBIAN),
+        ("nvidia-settings", "deinstall ok config-files", "535.171.04-1~deb12u1", DEBIAN),
+        ("nvidia-smi", "purge ok not-installed", "535.261.03-1", DEBIAN),
+    )
+    assert _installed(tree) == [
+        {"name": "libcuda1", "version": "580.95.05-1", "source": "nvidia", "held": True, "state": "installed"},
+        {
+            "name": "nvidia-kernel-dkms",
+            "version": "535.261.03-1~deb12u1",
+            "source": "distro",
+            "held": False,
+            "state": "half-configured",
+        },
+        {"name": "nvidia-open", "version": "580.95.05-1", "source": "nvidia", "held": False, "state": "installed"},
+        {
+            "name": "nvidia-settings",
+            "version": "535.171.04-1~deb12u1",
+            "source": "distro",
+            "held": False,
+            "state": "config-files",
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvidia-driver",
+        "nvidia-open-580",
+        "nvidia-driver-pinning-580",
+        "libcuda1",
+        "libnvidia-ml1",
+        "libnvidia-compute-580",
+        "cuda-drivers-580",
+        "cuda-keyring",
+        "firmware-nvidia-gsp",
+        "linux-modules-nvidia-580-open-generic",
+        "xserver-xorg-video-nvidia",
+        "libgl1-nvidia-glvnd-glx",
+        "libegl-nvidia0",
+        "libxnvctrl0",
+        "nvidia-persistenced",
+        "nvidia-cuda-mps",
+        "kmod-nvidia-open-dkms",
+        "akmod-nvidia",
+        "xorg-x11-drv-nvidia-cuda",
+    ],
+)
+def test_parts_of_a_driver(tree, name):
+    tree.dpkg((name, "install ok installed", "580.95.05-1", NVIDIA))
+    assert packages.is_driver_package(name)
+    assert [package["name"] for package in _installed(tree)] == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvidia-container-toolkit",
+        "libnvidia-container1",
+        "nvidia-docker2",
+        "nvidia-cuda-toolkit",
+        "nvidia-cuda-dev",
+        "nvidia-cudnn",
+        "nvidia-profiler",
+        "libnvidia-egl-wayland1",
+        "libcuda1-extra",
+        "cuda-toolkit-12-8",
+        "python3-nvidia",
+        "linux-image-amd64",
+    ],
+)
+def test_packages_that_only_sound_like_a_driver(tree, name):
+    tree.dpkg((name, "install ok installed", "1-1", NVIDIA))
+    assert not packages.is_driver_package(name)
+    assert _installed(tree) == []
+
+
+@pytest.mark.parametrize(
+    ("maintainer", "source"),
+    [
+        (NVIDIA, "nvidia"),
+        ("NVIDIA nvidia", "nvidia"),
+        (DEBIAN, "distro"),
+        (UBUNTU, "distro"),
+        ("Red Hat, Inc.", "distro"),
+        ("RPM Fusion", "distro"),
+        ("Somebody <me@example.org>", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_the_origin_is_told_by_maintainer_or_vendor(maintainer, source):
+    assert packages.origin(maintainer) == source
+
+
+def test_rpm_packages_are_asked_for_by_name_and_keep_their_epoch(tree):
+    tree.folder("/var/lib/rpm")
+    tree.commands["rpm"] = (
+        "nvidia-driver-cuda\t3\t580.178.04-1.el9\tNVIDIA cudatools@nvidia.com\n"
+        "kmod-nvidia-open-dkms\t3\t580.178.04-1.el9\tNVIDIA x\n"
+        "nvidia-container-toolkit\t0\t1.18-1\tNVIDIA x\n"
+        "nvidia-gpu-firmware\t0\t20250812-1.el9\tRed Hat, Inc. Red Hat\n"
+        "garbage line\n"
+    )
+    found = _installed(tree)
+    assert [(package["name"], package["version"], package["source"]) for package in found] == [
+        ("kmod-nvidia-open-dkms", "3:580.178.04-1.el9", "nvidia"),
+        ("nvidia-driver-cuda", "3:580.178.04-1.el9", "nvidia"),
+        ("nvidia-gpu-firmware", "20250812-1.el9", "distro"),
+    ]
+    assert tree.asked[0][:2] == ["rpm", "-qa"]
+
+
+def test_a_host_without_a_package_manager_has_no_packages(tree):
+    assert _installed(tree) == []
+    assert tree.asked == []
+
+
+def _package(name, version, source="nvidia", state="installed"):
+    return {"name": name, "version": version, "source": source, "held": False, "state": state}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], {"version": None, "source": None, "flavor": None}),
+        (
+            [
+                _package("libcuda1", "580.95.05-1"),
+                _package("nvidia-kernel-open-dkms", "580.95.05-1"),
+                _package("nvidia-settings", "570.1-1", "distro"),
+                _package("nvidia-driver-pinning-580", "580-1"),
+            ],
+            {"version": "580.95.05", "source": "nvidia", "flavor": "open"},
+        ),
+        (
+            [
+                _package("libcuda1", "535.261.03-1~deb12u1", "distro"),
+                _package("nvidia-kernel-dkms", "535.261.03-1", "distro"),
+            ],
+            {"version": "535.261.03", "source": "distro", "flavor": "proprietary"},
+        ),
+        (
+            [
+                _package("nvidia-driver-cuda-libs", "3:580.178.04-1.el9"),
+                _package("kmod-nvidia-open-dkms", "3:580.178.04-1.el9"),
+            ],
+            {"version": "580.178.04", "source": "nvidia", "flavor": "open"},
+        ),
+        (
+            [_package("libcuda1", "535.261.03-1", "distro", "config-files")],
+            {"version": None, "source": None, "flavor": None},
+        ),
+    ],
+)
+def test_what_the_packages_say_of_the_installed_driver(found, expected):
+    assert packages.summary(found) == expected
+
+
+ONE_LINE = """\
+# deb http://old.example.org x main
+deb http://mirror.example.org/debian bookworm main contrib non-free-firmware # the usual
+deb-src http://mirror.example.org/debian bookworm main
+deb [arch=amd64 signed-by=/usr/share/keyrings/cuda-archive-keyring.gpg] https://repo.example.org/cuda/debian12/x86_64/ /
+deb cdrom:[Debian GNU/Linux 12 _Bookworm_]/ bookworm main
+deb [ signed-by=/k.asc ] https://me:secret@repo.example.org/x stable main
+nonsense
+"""
+
+
+def test_the_one_line_style():
+    assert list(packages.one_line_sources(ONE_LINE)) == [
+        {
+            "uris": ["http://mirror.example.org/debian"],
+            "suites": ["bookworm"],
+            "components": ["main", "contrib", "non-free-firmware"],
+            "signed_by": None,
+        },
+        {
+            "uris": ["https://repo.example.org/cuda/debian12/x86_64/"],
+            "suites": ["/"],
+            "components": [],
+            "signed_by": "/usr/share/keyrings/cuda-archive-keyring.gpg",
+        },
+        {
+            "uris": ["cdrom:[Debian GNU/Linux 12 _Bookworm_]/"],
+            "suites": ["bookworm"],
+            "components": ["main"],
+            "signed_by": None,
+        },
+        {"uris": ["https://repo.example.org/x"], "suites": ["stable"], "components": ["main"], "signed_by": "/k.asc"},
+    ]
+
+
+DEB822 = """\
+# A comment
+Types: deb deb-src
+URIs: http://mirror.example.org/debian
+ https://me:secret@second.example.org/debian
+Suites: trixie trixie-updates
+# inside
+Components: main contrib
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: https://off.example.org/
+Suites: /
+Enabled: no
+
+types: deb
+uris: https://inline.example.org/
+suites: /
+signed-by:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ abc
+ -----END PGP PUBLIC KEY BLOCK-----
+
+
+Types: deb-src
+URIs: https://source.example.org/
+Suites: trixie
+"""
+
+
+def test_the_deb822_style_with_folded_lines_and_inline_keys():
+    assert list(packages.deb822_sources(DEB822)) == [
+        {
+            "uris": ["http://mirror.example.org/debian", "https://second.example.org/debian"],
+            "suites": ["trixie", "trixie-updates"],
+            "components": ["main", "contrib"],
+            "signed_by": "/usr/share/keyrings/debian-archive-keyring.gpg",
+        },
+        {"uris": ["https://inline.example.org/"], "suites": ["/"], "components": [], "signed_by": "inline"},
+    ]
+
+
+def test_sources_come_from_the_files_that_apt_reads(tree):
+    tree.file("/etc/apt/sources.list", ONE_LINE).file("/etc/apt/sources.list.d/debian.sources", DEB822)
+    tree.file("/etc/apt/sources.list.d/old.list.save", ONE_LINE)
+    found = packages.apt_sources(tree.host(), [])
+    assert [source["file"] for source in found] == ["/etc/apt/sources.list"] * 4 + [
+        "/etc/apt/sources.list.d/debian.sources"
+    ] * 2
+
+
+def test_a_source_file_that_cannot_be_read_is_named_and_the_others_count(tree):
+    unknown = []
+    tree.file("/etc/apt/sources.list", ONE_LINE).link("/etc/apt/sources.list.d/loop.list", "loop.list")
+    assert len(packages.apt_sources(tree.host(), unknown)) == 4
+    assert [entry["what"] for entry in unknown] == ["os.apt.sources[/etc/apt/sources.list.d/loop.list]"]
+
+
+PIN = """\
+Explanation: ours
+Package: cuda-drivers* src:nvidia-open*:any
+Pin: version 580.*
+Pin-Priority: 1000
+
+Package: *
+Pin: release l=NVIDIA CUDA
+Pin-Priority: 600
+
+Package: *
+Pin: release a=bookworm-backports
+Pin-Priority: 100
+
+Package: nvidia-driver
+Pin: version 5*
+Pin-Priority: much
+"""
+
+
+def test_pins_that_concern_the_driver_with_the_package_that_ships_them(tree):
+    path = "/etc/apt/preferences.d/nvidia-driver-pin"
+    tree.file(path, PIN).file("/var/lib/dpkg/info/nvidia-driver-pinning-580.list", f"/.\n/etc\n{path}\n")
+    tree.file("/etc/apt/preferences.d/ignored.bak", PIN)
+    assert packages.pins(tree.host()) == [
+        {
+            "file": path,
+            "packages": "cuda-drivers* src:nvidia-open*:any",
+            "version": "580.*",
+            "pin": "version 580.*",
+            "priority": 1000,
+            "from_package": "nvidia-driver-pinning-580",
+        },
+        {
+            "file": path,
+            "packages": "*",
+            "version": None,
+            "pin": "release l=NVIDIA CUDA",
+            "priority": 600,
+            "from_package": "nvidia-driver-pinning-580",
+        },
+        {
+            "file": path,
+            "packages": "nvidia-driver",
+            "version": "5*",
+            "pin": "version 5*",
+            "priority": None,
+            "from_package": "nvidia-driver-pinning-580",
+        },
+    ]
+
+
+def test_dnf_version_locks_count_as_pins(tree):
+    tree.file("/etc/dnf/plugins/versionlock.list", "# nvidia\nnvidia-driver-3:580.178.04-1.el9.*\nkernel-5.14*\n")
+    assert [(pin["file"], pin["packages"]) for pin in packages.pins(tree.host())] == [
+        ("/etc/dnf/plugins/versionlock.list", "nvidia-driver-3:580.178.04-1.el9.*")
+    ]
