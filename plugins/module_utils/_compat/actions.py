@@ -581,7 +581,11 @@ def runtime_files(wanted: Desired) -> list[ManagedFile]:
 
 def _runtime_actions(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
     files = {file.path: file for file in runtime_files(wanted)}
-    paths = [PROFILE_PATH, USER_ENVIRONMENT_PATH, SYSTEM_ENVIRONMENT_PATH]
+    paths = [PROFILE_PATH]
+    if host.os.get("init") in (None, "systemd"):
+        paths += [USER_ENVIRONMENT_PATH, SYSTEM_ENVIRONMENT_PATH]
+    else:
+        notes.say(f"The host runs {host.os['init']}, not systemd: it needs no variables in systemd's files.")
     for environment in wanted.environments:
         # The directory of an environment comes with its first release.
         if "torch" in wanted.steps or host.environment(environment.name).get("current"):

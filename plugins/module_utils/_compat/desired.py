@@ -149,7 +149,7 @@ class _Section:
                 raise InvalidDesired(f"{self.name()}{': ' if self.path else ''}there is no {key!r}{hint}")
 
     def bad(self, key: str, expectation: str) -> InvalidDesired:
-        return InvalidDesired(f"{self.name(key)} {expectation}, not {_shown(self.values.get(key))}")
+        return InvalidDesired(f"{self.name(key)} {expectation}; it is {_shown(self.values.get(key))}")
 
     def section(self, key: str) -> _Section:
         values = self.values.get(key)

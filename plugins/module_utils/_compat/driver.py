@@ -53,7 +53,12 @@ def ceilings(host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -
         return []
     if _from_jetpack(gpus):
         remedy = "Update JetPack, or use the torch wheels that NVIDIA publishes for it."
-        return [Ceiling(f"JetPack's driver {current}", "driver_minimum", remedy, version=current)] if current else []
+        # JetPack numbers its drivers within a branch in a way of its own, such as 580.00.
+        return (
+            [Ceiling(f"JetPack's driver {current}", "torch_driver", remedy, branch=branch_of(current))]
+            if current
+            else []
+        )
     if "driver" not in wanted.steps:
         remedy = "Run without --tags, or with the tag driver, so that the driver may change."
         if current:
@@ -92,7 +97,7 @@ def resolve_driver(
     """Decide on the driver of a host."""
     needs = _needs(gpus, stacks, wanted, knowledge)
     minimum = newest(need.version for need in needs)
-    _refuse_unmet(needs, bounds, minimum, wanted, knowledge, notes)
+    _refuse_unmet(needs, bounds, gpus, wanted, knowledge, notes)
     if host.wsl or _from_jetpack(gpus) or "driver" not in wanted.steps or wanted.driver.state == "absent":
         return _as_it_is(host, gpus, minimum, wanted, notes)
     driver = Driver(minimum=minimum, flavor=_flavor(gpus, wanted, notes), managed=True)
@@ -127,16 +132,17 @@ def _needs(gpus: t.Sequence[Gpu], stacks: t.Sequence[Stack], wanted: Desired, kn
 def _refuse_unmet(
     needs: t.Sequence[Need],
     bounds: t.Sequence[Ceiling],
-    minimum: str,
+    gpus: t.Sequence[Gpu],
     wanted: Desired,
     knowledge: Knowledge,
     notes: Notes,
 ) -> None:
     """Refuse what is needed and cannot be had; torch builds are judged where they are chosen."""
-    needed_branch = _supported_branch(branch_of(minimum) or 0, knowledge)
+    needed_branch = _supported_branch(branch_of(newest(need.version for need in needs)) or 0, knowledge)
     for need in needs:
         own = need.whose == "nvidia_driver_minimum"
-        if not (own or need.gpu) or (own and "driver" not in wanted.steps):
+        # How old a driver may be is asked of those that are installed here, not of JetPack's.
+        if not (own or need.gpu) or (own and ("driver" not in wanted.steps or _from_jetpack(gpus))):
             continue
         for ceiling in bounds:
             if ceiling.allows(need.version):
@@ -368,7 +374,7 @@ def _nvidia_branch(
     distribution = host.distribution
     seen = {*distribution.branches_seen, *distribution.pinning_branches} if distribution else set()
     if wanted.driver.branch is not None:
-        if seen and wanted.driver.branch not in seen:
+        if seen and wanted.driver.branch not in seen and wanted.driver.branch in knowledge.branches:
             notes.warn(
                 f"Branch {wanted.driver.branch} was never seen in NVIDIA's repository for {host.os_name}; where it is not there, "
                 "the installation stops before it changes anything."
@@ -385,7 +391,8 @@ def _nvidia_branch(
     if last and branch > last:
         branch = last
     if branch == default:
-        notes.say(f"Driver branch {branch}: the default, supported for longest and the last one for Maxwell to Volta.")
+        eol = knowledge.branches[branch].eol
+        notes.say(f"Driver branch {branch}: the default, supported until {eol} and the last one for Maxwell to Volta.")
     else:
         notes.say(f"Driver branch {branch}: the oldest supported one from {lowest} on, which is needed here.")
     return branch

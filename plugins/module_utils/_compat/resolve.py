@@ -28,6 +28,9 @@ KNOWLEDGE = Knowledge.of(matrix)
 INPUT_REFUSALS = frozenset({"torch_unknown", "torch_index_unknown", "driver_branch_unknown"})
 """Refusals that no host can escape, because what is asked for does not exist."""
 
+_DECISIVE = frozenset({"unobserved", "architecture", "no_gpu", "gpu_too_old"})
+"""Refusals beside which those that follow from them are noise."""
+
 SUPPORTED_ARCHITECTURES = ("x86_64", "aarch64")
 
 
@@ -44,14 +47,17 @@ def resolve(
     gpus = _choose_gpus(host, wanted, knowledge, notes)
     bounds = ceilings(host, gpus, wanted, notes)
     stacks = [resolve_environment(item, host, gpus, bounds, knowledge, torch_notes) for item in wanted.environments]
+    driver = resolve_driver(host, gpus, bounds, stacks, wanted, knowledge, notes)
     if "torch" not in wanted.steps:
         torch_notes.soften()
-    notes.add(torch_notes)
-    driver = resolve_driver(host, gpus, bounds, stacks, wanted, knowledge, notes)
+    if {"driver", "torch", "proof"} & set(wanted.steps):
+        notes.add(torch_notes)
     environments = [_environment(stack, gpus, wanted, host) for stack in stacks]
     for text in host.unknown():
         notes.warn(text)
     actions = plan_actions(host, driver, environments, wanted, knowledge, notes)
+    if any(refusal.code in _DECISIVE for refusal in notes.refusals):
+        notes.refusals = [refusal for refusal in notes.refusals if refusal.code in _DECISIVE | INPUT_REFUSALS]
     return _plan(wanted, gpus, stacks, driver, environments, actions, notes)
 
 

@@ -146,14 +146,11 @@ class _BuildSearch:
 
     def nearest(self, version: str) -> list[str]:
         """The builds closest to a version that work here, the closest first; of equally close ones the newer."""
-        releases = sorted(self.knowledge.releases.values(), key=lambda release: version_key(release.version))
-        place = sum(version_key(release.version) < version_key(version) for release in releases)
-        found = []
-        for position, release in enumerate(releases):
-            index = self.best(release)
-            if index and index.confidence != "low":
-                found.append((abs(position - place), position < place, f"{release.version}+{index.tag}"))
-        return [build for _distance, _older, build in sorted(found)]
+        order = sorted(self.knowledge.releases.values(), key=lambda release: version_key(release.version), reverse=True)
+        works = [
+            (release, self.best(release)) for release in sorted(order, key=lambda row: _distance(row.version, version))
+        ]
+        return [f"{release.version}+{index.tag}" for release, index in works if index and index.confidence != "low"]
 
     def refuse(self, release: Release, index: Index, notes: Notes) -> None:
         """Say why a build does not run here, with the nearest that does."""
@@ -178,10 +175,12 @@ class _BuildSearch:
             notes.refuse(
                 "torch_driver",
                 f"torch {build} needs driver >= {self.floor(index)}, the newest possible here is {ceiling.what}",
-                f"{remedy} Or: {instead}" if instead else remedy,
+                f"{remedy} Or s{instead[1:]}" if instead else remedy,
             )
 
     def _nothing_works(self) -> str:
+        if any(gpu.architecture and gpu.architecture.driver_from == "jetpack" for gpu in self.gpus):
+            return "Use the torch wheels that NVIDIA publishes for JetPack."
         if len(self.gpus) > 1:
             return (
                 "No torch build serves all GPUs of this host: move one to another host, or name it in "
@@ -259,13 +258,14 @@ def _judge_unknown_release(torch: DesiredTorch, search: _BuildSearch, knowledge:
     else:
         notes.warn(
             f"torch {torch.version}+{torch.tag} is unknown since {knowledge.as_of}: whether it has code for these GPUs is left "
-            "to the static proof. Its companions are unknown too and not installed."
+            "to the static proof, and which driver it needs to you. Its companions are unknown too and not installed."
         )
 
 
-def _distance(known: str, asked: str) -> tuple[int, ...]:
+def _distance(known: str, asked: str) -> int:
+    """How far apart two versions are; a minor version counts as a hundred patches."""
     left, right = ((*version_key(version), 0, 0, 0)[:3] for version in (known, asked))
-    return tuple(abs(a - b) for a, b in zip(left, right))
+    return abs(sum((a - b) * weight for a, b, weight in zip(left, right, (10000, 100, 1))))
 
 
 def _choose_python(

@@ -1,0 +1,322 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filter ``resolve_stack``: what would this host get?"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: resolve_stack
+short_description: Plan driver, torch and environments of a host from what is known of it
+version_added: 0.1.0
+description:
+  - Decides which NVIDIA driver, which torch build and which Python a host gets, and lists what has to be done for it, or says
+    why the host cannot have it and what would work instead.
+  - A pure function on the controller. It reads no host; nothing but its input and the collection's knowledge base decides.
+  - All GPUs of a host are planned together.
+positional: desired
+options:
+  _input:
+    description:
+      - What is known of the host, as the RV(gpufleet.workstation.gpu_info#module:observation) of
+        M(gpufleet.workstation.gpu_info).
+      - A part of it will do. C(os) with C(id), C(version_id) and C(arch), and C(gpus) with a C(pci_device_id) each, answer what
+        a fresh host with these GPUs would get. What is missing counts as not known, on a fresh host.
+    type: dict
+    required: true
+  desired:
+    description:
+      - What is wanted. Every key is optional, a value V(auto) lets the plan choose.
+      - What is asked for explicitly is never replaced. It is planned, or refused with the nearest that works.
+    type: dict
+    default: {}
+    suboptions:
+      driver:
+        description: The driver, with the keys of the variables of P(gpufleet.workstation.nvidia_driver#role) after their prefix.
+        type: dict
+        suboptions:
+          state:
+            description: Whether the host has a driver.
+            type: str
+            choices: [present, absent]
+            default: present
+          minimum:
+            description: The oldest driver that is good enough, a branch or a version. GPUs and torch builds raise it.
+            type: str
+            default: "550"
+          branch:
+            description: The driver branch, such as V(580).
+            type: str
+            default: auto
+          flavor:
+            description: Which kernel modules.
+            type: str
+            choices: [auto, open, proprietary]
+            default: auto
+          source:
+            description: Whose packages, those of NVIDIA's repository or of the distribution's archive.
+            type: str
+            choices: [auto, nvidia, distro]
+            default: auto
+          package_set:
+            description: Packages for computing alone, or for a desktop too.
+            type: str
+            choices: [auto, compute, desktop]
+            default: auto
+          repository_url:
+            description: A mirror of NVIDIA's repository for this distribution and architecture.
+            type: str
+            default: ""
+          repository_key:
+            description: The ASCII-armoured public key that signs the mirror.
+            type: str
+            default: ""
+          reboot_allowed:
+            description: Whether a reboot is planned where one is needed; else it is pending.
+            type: bool
+            default: false
+          downgrade_allowed:
+            description: Whether an older branch may replace a newer one.
+            type: bool
+            default: false
+          gpus_exclude:
+            description: PCI addresses of GPUs that the host need not serve.
+            type: list
+            elements: str
+            default: []
+      torch:
+        description: The torch build of environments that name none.
+        type: dict
+        suboptions:
+          version:
+            description: The version, with or without its CUDA tag (V(2.9.1+cu128)).
+            type: str
+            default: 2.9.1
+          cuda:
+            description: The CUDA tag, such as V(cu128).
+            type: str
+            default: auto
+          index_url:
+            description: The exact index to install from.
+            type: str
+            default: ""
+          index_base_url:
+            description: The URL below which there is an index for each tag.
+            type: str
+            default: https://download.pytorch.org/whl
+      python:
+        description: The version of Python, such as V(3.12).
+        type: str
+        default: auto
+      environments:
+        description: The environments of the host.
+        type: list
+        elements: dict
+        default:
+          - name: base
+        suboptions:
+          name:
+            description: The name.
+            type: str
+            required: true
+          torch:
+            description: As O(desired.torch.version).
+            type: str
+          cuda:
+            description: As O(desired.torch.cuda).
+            type: str
+          python:
+            description: As O(desired.python).
+            type: str
+          companions:
+            description: Which companions of torch are installed, each in the one version that fits.
+            type: list
+            elements: str
+            choices: [torchvision, torchaudio]
+            default: [torchvision, torchaudio]
+          requirements:
+            description: Further requirements, names with versions.
+            type: list
+            elements: str
+            default: []
+          owner:
+            description: The account that uses the environment.
+            type: str
+            default: root
+          group:
+            description: The group that may read it; V(root) means everybody.
+            type: str
+            default: root
+      root:
+        description: The directory of the environments.
+        type: path
+        default: /opt/gpufleet/envs
+      package_index_url:
+        description: The index of everything but torch's family.
+        type: str
+        default: ""
+      keep:
+        description: How many releases of an environment are kept.
+        type: int
+        default: 2
+      runtime:
+        description: Environment variables.
+        type: dict
+        suboptions:
+          state:
+            description: Whether they are set.
+            type: str
+            choices: [present, absent]
+            default: present
+          variables:
+            description: Names and values.
+            type: dict
+            default:
+              TOKENIZERS_PARALLELISM: "false"
+      proof:
+        description: How the host is proven; handed on in the plan.
+        type: dict
+        suboptions:
+          level:
+            description: What is tried.
+            type: str
+            choices: [static, quick]
+            default: quick
+          required_level:
+            description: What counts as ready.
+            type: str
+            choices: [static, quick]
+            default: quick
+          time_limit:
+            description: Seconds for each environment.
+            type: int
+            default: 300
+      steps:
+        description: What a run may do. Without V(driver), environments are planned for the driver that is there now.
+        type: list
+        elements: str
+        choices: [driver, torch, runtime, proof]
+        default: [driver, torch, runtime, proof]
+author:
+  - The gpufleet.workstation maintainers (@gpufleet)
+seealso:
+  - module: gpufleet.workstation.plan
+  - module: gpufleet.workstation.gpu_info
+"""
+
+EXAMPLES = r"""
+- name: What would an RTX 5070 on Debian 13 get?
+  ansible.builtin.debug:
+    msg: "{{ host | gpufleet.workstation.resolve_stack }}"
+  vars:
+    host:
+      os: {id: debian, version_id: "13", arch: x86_64}
+      gpus:
+        - pci_device_id: "2f04"
+
+- name: Could it run torch 2.6.0+cu124? (No, it says, but 2.7.0+cu128)
+  ansible.builtin.debug:
+    msg: "{{ (host | gpufleet.workstation.resolve_stack(wanted)).refusals }}"
+  vars:
+    host:
+      os: {id: debian, version_id: "13", arch: x86_64}
+      gpus:
+        - pci_device_id: "2f04"
+    wanted:
+      torch: {version: 2.6.0+cu124}
+"""
+
+RETURN = r"""
+_value:
+  description: The plan. All keys are there in every plan.
+  type: dict
+  contains:
+    feasible:
+      description: Whether the host can have what is wanted.
+      type: bool
+    refusals:
+      description: Why it cannot, each with C(code), C(gpu) (PCI address or none), C(reason) and C(remedy).
+      type: list
+      elements: dict
+    gpus:
+      description: The GPUs that are served, with their compute capability, C(sm), the code that C(runs_on) them and the first driver.
+      type: list
+      elements: dict
+    driver:
+      description: Branch, flavor, minimum version, source, packages, pin and repository of the driver, and its actions.
+      type: dict
+    torch:
+      description: Version, build, index, companions and Python of the first environment.
+      type: dict
+    environments:
+      description: What each environment is built from, with a digest of it, and its actions.
+      type: list
+      elements: dict
+    runtime:
+      description: The files that set environment variables, and their actions.
+      type: dict
+    actions:
+      description: All actions in order; none on a host that has everything, none where something is refused.
+      type: list
+      elements: dict
+    reasons:
+      description: How the decision came about, one sentence each.
+      type: list
+      elements: str
+    warnings:
+      description: What a person should know, but what stops nothing.
+      type: list
+      elements: str
+    pending:
+      description: What waits, with C(what), C(why) and C(remedy).
+      type: list
+      elements: dict
+    steps:
+      description: What the run may do.
+      type: list
+      elements: str
+    proof:
+      description: O(desired.proof), completed.
+      type: dict
+"""
+
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from ansible.errors import AnsibleTemplatePluginError
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import InvalidDesired
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+
+
+def resolve_stack(observation: Any, desired: Any = None) -> dict[str, Any]:
+    """Return the plan of a host."""
+    if not isinstance(observation, Mapping):
+        raise AnsibleTemplatePluginError(
+            f"resolve_stack takes the observation of a host, a mapping with os and gpus, not {type(observation).__name__}."
+        )
+    try:
+        return resolve(_plain(observation), _plain(desired))
+    except InvalidDesired as error:
+        raise AnsibleTemplatePluginError(f"resolve_stack: {error}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """Copy into Python's own types: templating hands over tagged strings and containers that template their items lazily."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return value
+
+
+class FilterModule:
+    """Filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"resolve_stack": resolve_stack}
