@@ -9,6 +9,7 @@ import json
 import shutil
 from typing import Any
 
+from ansible import constants as C
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import (
@@ -19,6 +20,9 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build
 )
 
 display = Display()
+
+SUMMARY_CALLBACK = "gpufleet.workstation.fleet_summary"
+"""Where it is enabled, it prints the table after everything else, and this action leaves that to it."""
 
 _REGISTERED = {"planned": "gpufleet_host", "after": "gpufleet_after", "proof": "gpufleet_proof"}
 
@@ -46,7 +50,8 @@ class ActionModule(ActionBase):
             return {**result, "groups": groups, "disruptive": any(group["disruptive"] for group in groups)}
         rows = [host_row(host, _state(hostvars[host]), self._task.check_mode) for host in hosts]
         table = result_text(rows, width)
-        display.display("\n" + table + "\n")
+        if SUMMARY_CALLBACK not in C.config.get_config_value("CALLBACKS_ENABLED"):
+            display.display("\n" + table + "\n")
         return {**result, "hosts": {row["host"]: row for row in rows}, "table": table}
 
 

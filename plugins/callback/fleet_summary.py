@@ -1,19 +1,19 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fleet's table where a run ended before its own report."""
+"""The fleet's table as the last thing of a run."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: fleet_summary
 type: aggregate
-short_description: Print the fleet's table when a run ends before its own report
+short_description: End a run with the fleet's table
 version_added: 0.1.0
 description:
-  - The playbook C(gpufleet.workstation.provision_gpu) ends with a table. Where a whole batch is lost on the way, Ansible stops
-    before that; this callback then prints what was learned until there.
-  - Prints nothing where the report was printed, or where the collection was not used.
+  - Prints the table of M(gpufleet.workstation.report) as the last thing of a run, below Ansible's own recap.
+  - Where a whole batch is lost on the way, Ansible stops before the report; this callback then prints what was learned until there.
+  - Prints nothing where the collection's playbooks were not used.
 requirements:
   - Enabled in C(callbacks_enabled) of ansible.cfg, as it is in a checkout of the collection.
 """
@@ -41,13 +41,15 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self._hosts: dict[str, dict[str, Any]] = {}
-        self._reported = False
+        self._table: str | None = None
+        self._planned_only = False
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Remember a plan or a proof."""
         action = result.task.action
         if action == _REPORT:
-            self._reported = True
+            self._table = result.result.get("table")
+            self._planned_only = self._table is None
         elif action in _ACTIONS:
             self._remember(result, _ACTIONS[action])
 
@@ -65,8 +67,10 @@ class CallbackModule(CallbackBase):
             state["planned"] = {"unreachable": True, "msg": result.result.get("msg")}
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """Print the table unless the play did."""
-        if self._hosts and not self._reported:
+        """Print the table, of the report or of what is known without it."""
+        if self._table is not None:
+            self._display.display("\n" + self._table + "\n")
+        elif self._hosts and not self._planned_only:
             rows = [host_row(name, state) for name, state in sorted(self._hosts.items())]
             self._display.display("\nThe run ended before its report. What was learned until then:\n")
             self._display.display(result_text(rows) + "\n")

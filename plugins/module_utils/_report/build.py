@@ -207,22 +207,26 @@ def result_text(rows: list[dict[str, Any]], width: int = 120) -> str:
             lines += [f"    would do: {action}" for action in row["actions"]]
         if row["remedy"]:
             lines += _paragraph("    what to do: ", row["remedy"], width)
-    for row in rows:
-        for warning in row["warnings"]:
-            lines += _paragraph(f"{row['host']} warning: ", warning, width)
-    lines += _notes(rows, width)
+    lines += _said_of_hosts("warning", {row["host"]: row["warnings"] for row in rows}, width)
+    lines += _said_of_hosts("note", {row["host"]: [row["note"]] if row["note"] else [] for row in rows}, width)
     return "\n".join(lines)
 
 
-def _notes(rows: list[dict[str, Any]], width: int) -> list[str]:
-    noted: dict[str, list[str]] = {}
-    for row in rows:
-        if row["note"]:
-            noted.setdefault(row["note"], []).append(row["host"])
+def _said_of_hosts(kind: str, texts: dict[str, list[str]], width: int) -> list[str]:
+    """Return each text once, with the hosts that it is about."""
+    said: dict[str, list[str]] = {}
+    for host, of_host in texts.items():
+        for text in of_host:
+            said.setdefault(text, []).append(host)
     lines = []
-    for note, hosts in noted.items():
-        lines += _paragraph(f"note ({', '.join(hosts)}): ", note, width)
+    for text, hosts in said.items():
+        whom = "all hosts" if len(hosts) == len(texts) > 1 else _some(hosts)
+        lines += _paragraph(f"{kind} ({whom}): ", text, width)
     return ["", *lines] if lines else []
+
+
+def _some(hosts: list[str]) -> str:
+    return ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
 
 
 def _aligned(cells: list[list[str]]) -> list[str]:
@@ -286,7 +290,7 @@ def _decision(plan: dict[str, Any]) -> str:
     driver, parts = _mapping(plan.get("driver")), []
     if driver.get("branch"):
         parts.append(
-            f"driver {clean(driver['branch'])} {clean(driver.get('flavor'))} (minimum {clean(driver.get('minimum'))})"
+            f"driver {clean(driver['branch'])} {clean(driver.get('flavor')) or 'of Windows'} (minimum {clean(driver.get('minimum'))})"
         )
     for environment in map(_mapping, _list(plan.get("environments"))):
         spec = _mapping(environment.get("spec"))
@@ -309,9 +313,7 @@ def plan_text(plans: dict[str, dict[str, Any]], width: int = 120) -> str:
     """Return what would be done, why, and on which hosts, grouped by outcome."""
     lines: list[str] = []
     for group in plan_groups(plans):
-        hosts = group["hosts"]
-        shown = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
-        lines += ["", f"{_HEADINGS[group['kind']].upper()}: {shown}   [{group['gpus']}]"]
+        lines += ["", f"{_HEADINGS[group['kind']].upper()}: {_some(group['hosts'])}   [{group['gpus']}]"]
         if group["decision"]:
             lines += _paragraph("  -> ", group["decision"], width)
         for reason, remedy in group["refusals"]:
