@@ -159,7 +159,7 @@ def static_checks(
         start = failed("python.start", *(outcome.problem or ("ended_early", "the interpreter reported nothing")))
     imported = from_records(outcome, ["torch.import"])[0]
     checks = [start, imported]
-    if imported["status"] == "passed":
+    if imported["status"] == "passed" and torch:
         checks += [
             _origin(torch),
             _version(torch, expect.get("torch")),
@@ -240,8 +240,10 @@ def _arch(torch: dict[str, Any], sm: Sequence[str]) -> Check:
 
 def _companion(check: Check, found: str | None, expected: str | None, torch: dict[str, Any]) -> Check:
     """An imported companion must have the version asked for, and be built for torch's own CUDA tag."""
-    if check["status"] != "passed" or found is None:
+    if check["status"] != "passed":
         return check
+    if found is None:
+        return not_run(check["id"], "stopped", "the process did not report its version")
     public, local = split_version(found)
     tag = split_version(str(torch.get("version")))[1]
     wanted_public, wanted_local = split_version(expected or public)

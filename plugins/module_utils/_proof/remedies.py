@@ -55,7 +55,7 @@ CUDA_FAILURES = (
     ),
     CudaFailure(
         46,
-        ("devices are unavailable", "device(s) is/are busy or unavailable"),
+        ("devices are unavailable", "busy or unavailable"),
         "the GPU is in exclusive or prohibited compute mode, or another process holds it exclusively",
         "End that process, or set the default mode: nvidia-smi --compute-mode=DEFAULT.",
     ),
@@ -168,7 +168,6 @@ REMEDIES = {
     "library_missing": "Install the driver's user space (role nvidia_driver): libcuda.so.1 comes with it.",
     "torch_misses_gpu": "Compare 'nvidia-smi -L' with torch.cuda.device_count(); reboot if the driver was changed meanwhile.",
     "gpu_missing": "Look for Xid lines in the kernel log (journalctl -k -g Xid); a GPU that fell off the bus needs a cold restart.",
-    "gpu_unknown": "Correct the option gpus: 'nvidia-smi --query-gpu=pci.bus_id --format=csv' lists the addresses.",
     "failed": "The evidence is the program's own message.",
     "no_start": "Check that the interpreter exists and that the account may execute it and enter every directory above it.",
     "no_account": "Create the account, name another one, or become root.",

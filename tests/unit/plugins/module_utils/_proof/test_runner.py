@@ -1,0 +1,562 @@
+"""The proof as a whole, on environments with a pretended torch and with real processes."""
+
+from __future__ import annotations
+
+import glob
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import (
+    child,
+    driver_kernel,
+    runner,
+    torch_checks,
+)
+
+EXPECTED = {"torch": "2.9.1+cu128", "companions": {}}
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+def static(environment, time_limit=30.0, user=None, **request):
+    request = {"level": "static", "expect": EXPECTED, "sm": ["sm_120"], **request}
+    return runner.run_checks(environment.python, request, user, time_limit)
+
+
+def check(result, name, gpu=None):
+    checks = result["checks"] if gpu is None else next(g for g in result["gpus"] if g["pci_address"] == gpu)["checks"]
+    return next(item for item in checks if item["id"] == name)
+
+
+def processes_with(text):
+    found = []
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            if text in Path(path).read_bytes().decode(errors="replace"):
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
+# ---- static: what is found ------------------------------------------------------------------------------------------
+
+
+def test_an_environment_as_expected_passes_with_all_its_facts(environment):
+    result = static(environment)
+    assert result["verdict"] == "passed"
+    assert result["proven"] == "static"
+    assert result["reason"] == ""
+    assert result["torch"]["version"] == "2.9.1+cu128"
+    assert result["torch"]["cuda"] == "12.8"
+    assert result["torch"]["arch_flags"][-1] == "sm_120"
+    assert {item["status"] for item in result["checks"]} == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "code", "evidence"),
+    [
+        ("__version__ = '2.9.0+cu128'", "torch.version", "wrong_version", "2.9.0+cu128"),
+        ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.version", "cpu_build", "2.9.1+cpu"),
+        ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.cuda", "cpu_build", "CPU-only"),
+        ("version.cuda = None; version.hip = '6.4'", "torch.cuda", "rocm_build", "ROCm 6.4"),
+        ("version.cuda = '12.6'", "torch.cuda", "wrong_version", "12.6"),
+        ("_C._cuda_getArchFlags = lambda: 'sm_80 sm_90 compute_90'", "torch.arch", "arch_missing", "sm_120"),
+        ("_C._cuda_getArchFlags = lambda: 'sm_120a'", "torch.arch", "arch_missing", "sm_120a"),
+        (
+            "raise OSError('libcudart.so.12: cannot open shared object file')",
+            "torch.import",
+            "import_failed",
+            "libcudart",
+        ),
+        ("import torch_that_is_absent", "torch.import", "import_failed", "torch_that_is_absent"),
+        ("Matrix.tolist = lambda self: [[7.0]]", "torch.cpu", "wrong_result", "wrong"),
+    ],
+)
+def test_what_is_wrong_is_named_with_a_code_and_a_remedy(environment, more, name, code, evidence):
+    environment.torch(more)
+    result = static(environment)
+    found = check(result, name)
+    assert (result["verdict"], result["proven"]) == ("failed", None)
+    assert (found["status"], found["code"]) == ("failed", code)
+    assert evidence in found["evidence"]
+    assert found["remedy"]
+
+
+def test_a_version_without_a_tag_accepts_every_cuda_build_but_no_cpu_build(environment):
+    expect = {"torch": "2.9.1"}
+    assert static(environment, expect=expect)["verdict"] == "passed"
+    environment.torch("__version__ = '2.9.1+cpu'; version.cuda = None")
+    assert static(environment, expect=expect)["verdict"] == "failed"
+
+
+def test_a_missing_torch_is_reported_and_nothing_after_it_ran(environment):
+    (environment.site / "torch" / "__init__.py").unlink()
+    (environment.site / "torch").rmdir()
+    result = static(environment)
+    assert check(result, "torch.import")["code"] == "not_installed"
+    assert check(result, "torch.arch")["status"] == "not_run"
+
+
+def test_torch_from_outside_the_environment_does_not_pass(environment):
+    elsewhere = environment.root.parent / (environment.root.name + "-elsewhere")
+    elsewhere.mkdir(mode=0o755)
+    (environment.site / "torch").rename(elsewhere / "torch")
+    (environment.site / "leads-out.pth").write_text(f"{elsewhere}\n", encoding="ascii")
+    try:
+        assert check(static(environment), "torch.origin")["code"] == "outside"
+    finally:
+        (elsewhere / "torch").rename(environment.site / "torch")
+        elsewhere.rmdir()
+
+
+def test_without_a_known_gpu_the_architecture_is_not_proven(environment):
+    result = static(environment, sm=[])
+    assert result["verdict"] == "not_run"
+    assert check(result, "torch.arch")["status"] == "not_run"
+
+
+def test_a_companion_must_be_there_in_its_version_and_for_torchs_cuda(environment):
+    expect = {"torch": "2.9.1+cu128", "companions": {"torchaudio": "2.9.1"}}
+    missing = check(static(environment, expect=expect), "companion.torchaudio")
+    assert (missing["status"], missing["code"]) == ("failed", "not_installed")
+    environment.install("torchaudio", "__version__ = '2.11.0'")
+    assert check(static(environment, expect=expect), "companion.torchaudio")["code"] == "wrong_version"
+    environment.install("torchaudio", "__version__ = '2.9.1+cpu'")
+    assert check(static(environment, expect=expect), "companion.torchaudio")["code"] == "companion_build"
+    environment.install("torchaudio", "raise OSError('Could not load this library: _torchaudio.abi3.so')")
+    assert check(static(environment, expect=expect), "companion.torchaudio")["code"] == "import_failed"
+    environment.install("torchaudio", "__version__ = '2.9.1+cu128'")
+    result = static(environment, expect=expect)
+    assert (result["verdict"], result["companions"]) == ("passed", {"torchaudio": "2.9.1+cu128"})
+
+
+def test_a_link_to_the_release_is_followed_before_python_starts(environment):
+    link = environment.root.parent / (environment.root.name + "-current")
+    os.symlink(environment.root, link)
+    environment.torch("import sys\nassert '-current' not in sys.prefix, sys.prefix")
+    try:
+        result = runner.run_checks(f"{link}/bin/python", {"expect": EXPECTED, "sm": ["sm_120"]}, None, 30)
+    finally:
+        link.unlink()
+    assert result["verdict"] == "passed", result["reason"]
+
+
+# ---- processes that misbehave ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "import time; time.sleep(3600)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+        "import signal\nfor s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+    ],
+    ids=["hung", "stopped", "busy"],
+)
+def test_what_does_not_end_is_killed_at_the_limit_and_named(environment, more):
+    environment.torch(more)
+    started = time.monotonic()
+    result = static(environment, time_limit=1.0)
+    assert time.monotonic() - started < 6
+    assert result["verdict"] == "failed"
+    assert check(result, "torch.import")["code"] == "timed_out"
+    assert not processes_with(environment.python)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGKILL"])
+def test_a_crash_is_named_by_its_signal(environment, name):
+    environment.torch(f"import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.{name})")
+    found = check(static(environment), "torch.import")
+    assert (found["status"], found["code"]) == ("failed", "crashed")
+    assert name in found["evidence"]
+    assert "last words" in found["evidence"]
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_process_that_leaves_before_its_work_is_done_does_not_pass(environment, status):
+    environment.torch(f"import os; os._exit({status})")
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "python.end")["code"] == "ended_early"
+
+
+def test_a_crash_after_the_last_check_does_not_pass(environment):
+    environment.torch("import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV))")
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "python.end")["code"] == "crashed"
+
+
+def test_garbage_among_the_records_does_not_pass(environment):
+    write = "import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'\\x00{garbage\\n')\n  except OSError: pass\n"
+    environment.torch(write)
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "python.end")["code"] == "garbage"
+
+
+def test_records_of_the_wrong_shape_do_not_break_the_judge(environment):
+    lines = (
+        '{"event": "torch", "facts": [1]}',
+        '{"event": "check", "id": 7, "status": []}',
+        '{"event": "companions", "facts": 3}',
+    )
+    text = "\\n".join(lines).encode() + b"\\n"
+    environment.torch(
+        f"import os\nfor fd in range(3, 20):\n  try: os.write(fd, {text!r}.replace(b'\\\\n', b'\\n'))\n  except OSError: pass\n"
+    )
+    result = static(environment)  # the genuine records come later and count
+    assert (result["verdict"], result["companions"]) == ("passed", {})
+
+
+def test_a_flood_of_output_neither_blocks_nor_fills_anything(environment):
+    environment.torch("import sys\nfor _ in range(320): sys.stdout.write('x' * 65536); sys.stderr.write('y' * 65536)\n")
+    result = static(environment)
+    assert result["verdict"] == "passed", result["reason"]
+    assert len(str(result)) < 20000
+
+
+def test_a_process_that_detached_itself_is_not_left_behind(environment):
+    environment.torch(
+        "import os\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        os.execv('/bin/sleep', ['sleep', '86399.25'])\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    result = static(environment)
+    assert result["verdict"] == "passed", result["reason"]
+    assert not processes_with("86399.25")
+
+
+def test_nothing_is_left_in_the_temporary_directory(environment):
+    before = set(glob.glob("/tmp/gpufleet-proof-*"))
+    environment.torch("import os, pathlib; pathlib.Path(os.environ['HOME'], 'cache').mkdir()")
+    assert static(environment)["verdict"] == "passed"
+    assert set(glob.glob("/tmp/gpufleet-proof-*")) <= before
+
+
+def test_a_process_that_cannot_be_killed_is_reported_and_not_waited_for(environment, monkeypatch):
+    environment.torch("import time; time.sleep(3600)")
+    monkeypatch.setattr(child, "KILL_PATIENCE", 0.3)
+    monkeypatch.setattr(child.os, "killpg", lambda group, number: None)
+    pids = []
+    start = child.Child.start
+
+    def remember(self, *arguments):
+        start(self, *arguments)
+        pids.append(self.pid)
+
+    monkeypatch.setattr(child.Child, "start", remember)
+    started = time.monotonic()
+    result = static(environment, time_limit=0.5)
+    try:
+        assert time.monotonic() - started < 4
+        assert check(result, "torch.import")["code"] == "unkillable"
+        assert result["verdict"] == "failed"
+    finally:
+        os.kill(pids[0], signal.SIGKILL)
+        os.waitpid(pids[0], 0)
+
+
+def test_an_interpreter_that_does_not_start_is_a_failure_with_the_reason(environment):
+    os.unlink(environment.python)
+    result = static(environment)
+    assert check(result, "python.start")["code"] == "no_start"
+    assert "No such file" in result["reason"]
+
+
+# ---- who runs it, and with what -------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize("user", [None, "", "root", "nobody"])
+def test_an_environments_python_never_runs_as_root(environment, user):
+    environment.torch(
+        "import os\n"
+        "assert 0 not in os.getresuid() + os.getresgid() + tuple(os.getgroups()), os.getresuid()\n"
+        "assert os.stat('.').st_mode & 0o777 == 0o700 and os.stat('.').st_uid == os.getuid()\n"
+    )
+    result = static(environment, user=user)
+    assert result["verdict"] == "passed", result["reason"]
+    assert result["user"] not in (None, "root")
+
+
+@needs_root
+def test_an_account_that_does_not_exist_proves_nothing(environment):
+    result = static(environment, user="no-such-account")
+    assert (result["verdict"], result["checks"][0]["code"]) == ("not_run", "no_account")
+
+
+@needs_root
+def test_an_environment_that_the_account_may_not_enter_says_so(environment):
+    environment.root.chmod(0o700)
+    result = static(environment, user="nobody")
+    assert result["verdict"] == "failed"
+    assert "ermission denied" in result["reason"]
+
+
+def test_another_account_cannot_be_taken_without_root(monkeypatch):
+    monkeypatch.setattr(child.os, "geteuid", lambda: 65534)
+    assert not child.choose_account("nobody").switch
+    with pytest.raises(child.AccountError, match="running as 'nobody'"):
+        child.choose_account("root")
+
+
+def test_nothing_of_the_callers_environment_leaks_in(environment, monkeypatch):
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD_NOT",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "NVIDIA_TF32_OVERRIDE",
+    ):
+        monkeypatch.setenv(name, "0")
+    environment.torch(
+        "import os, sys\n"
+        "allowed = {'PATH', 'LANG', 'HOME', 'TMPDIR', 'CUDA_DEVICE_ORDER', 'LC_CTYPE'}\n"
+        "assert set(os.environ) <= allowed, set(os.environ) - allowed\n"
+        "assert sys.flags.isolated and sys.dont_write_bytecode\n"
+    )
+    result = static(environment)
+    assert result["verdict"] == "passed", result["reason"]
+
+
+# ---- GPUs: with a pretended driver and pretended kernels ------------------------------------------------------------
+
+FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
+DRIVER = """
+import json, os, sys
+def write(**record): os.write(int(sys.argv[2]), (json.dumps(record) + chr(10)).encode())
+gpus = [
+    dict(index=i, name="RTX 5070", sm="sm_120", uuid="GPU-%d" % i, pci_address="0000:0%d:00.0" % (i + 1), processes=[])
+    for i in range(2)
+]
+write(event="begin", id="driver.init", gpu=None)
+write(event="check", id="driver.init", gpu=None, status="passed", evidence="libcuda", ms=1)
+for pid in {processes}: gpus[0]["processes"].append(pid)
+write(event="gpus", gpus=gpus)
+for address in json.loads(os.fdopen(int(sys.argv[3])).readline())["gpus"]:
+    write(event="begin", id="gpu.driver_kernel", gpu=address)
+    {act}
+    write(event="check", id="gpu.driver_kernel", gpu=address, status="passed", evidence="exact", ms=1)
+write(event="end")
+"""
+TORCH_ON_GPU = """
+import os, signal, time
+
+def pretended(label):
+    def run(device, references):
+        {act}
+        return label, {{}}
+    return run
+
+def describe_devices():
+    return [
+        dict(index=i, name="RTX 5070", sm="sm_120", uuid=str(i), pci_address=None, memory_mib=12288) for i in range(2)
+    ]
+
+import contextlib
+precise_arithmetic = tf32_arithmetic = contextlib.nullcontext
+make_references = dict
+GPU_CHECKS = {{name: pretended(name) for name in GPU_CHECKS}}
+"""
+CUDA = (
+    "import contextlib\n"
+    "cuda = types.SimpleNamespace(device=lambda i: contextlib.nullcontext(), synchronize=lambda i: None)\n"
+)
+
+
+@pytest.fixture
+def quick(environment, monkeypatch):
+    """Prove at level quick with two pretended GPUs; `act` is what each torch kernel does, `driver` what the driver's does."""
+    environment.torch(CUDA)
+    genuine = runner.source_of
+
+    def prove(act="pass", driver="pass", processes=(), time_limit=30.0, **request):
+        def source_of(module):
+            if module is driver_kernel:
+                return DRIVER.replace("{act}", driver).replace("{processes}", repr(list(processes)))
+            assert module is torch_checks
+            before, main, after = genuine(module).partition('\n\nif __name__ == "__main__":')
+            assert main
+            return before + TORCH_ON_GPU.format(act=act) + main + after
+
+        monkeypatch.setattr(runner, "source_of", source_of)
+        monkeypatch.setattr(runner, "driver_absent", lambda host: None)
+        monkeypatch.setattr(runner, "_served", lambda host: [FIRST])
+        request = {"level": "quick", "expect": EXPECTED, **request}
+        return runner.run_checks(environment.python, request, None, time_limit)
+
+    return prove
+
+
+def test_quick_passes_when_every_kernel_of_every_gpu_passes(quick):
+    result = quick()
+    assert result["verdict"] == "passed", result["reason"]
+    assert result["proven"] == "quick"
+    assert [gpu["pci_address"] for gpu in result["gpus"]] == [FIRST, SECOND]
+    ids = [item["id"] for item in result["gpus"][0]["checks"]]
+    assert ids[:3] == ["gpu.driver_kernel", "gpu.identity", "gpu.copy"]
+    assert "gpu.matmul_tf32" in ids
+
+
+def test_a_wrong_number_on_one_gpu_fails_that_gpu_alone(quick):
+    result = quick(
+        act="if device == 'cuda:1' and label.endswith('fp16'): raise WrongResult('3 of 9 values are wrong', dict(wrong=3))"
+    )
+    assert [gpu["verdict"] for gpu in result["gpus"]] == ["passed", "failed"]
+    found = check(result, "gpu.matmul_fp16", SECOND)
+    assert (found["code"], found["values"]) == ("wrong_result", {"wrong": 3})
+    assert check(result, "gpu.conv2d", SECOND)["status"] == "passed"
+    assert (result["verdict"], result["proven"]) == ("failed", "static")
+
+
+def test_a_cuda_error_carries_its_number_and_ends_the_checks_of_that_gpu(quick):
+    text = "CUDA error: no kernel image is available for execution on the device"
+    result = quick(act=f"if device == 'cuda:0': raise RuntimeError('{text}')")
+    found = check(result, "gpu.copy", FIRST)
+    assert found["code"] == "cuda_209"
+    assert "no code for this GPU" in found["remedy"]
+    assert check(result, "gpu.conv2d", FIRST)["status"] == "not_run"
+    assert result["gpus"][1]["verdict"] == "passed"
+
+
+def test_after_a_crash_each_gpu_answers_for_itself(quick):
+    result = quick(act="if device == 'cuda:1': os.kill(os.getpid(), signal.SIGSEGV)\n        time.sleep(0.05)")
+    assert [gpu["verdict"] for gpu in result["gpus"]] == ["passed", "failed"]
+    assert "SIGSEGV" in check(result, "gpu.copy", SECOND)["evidence"]
+    assert result["verdict"] == "failed"
+
+
+def test_a_kernel_that_hangs_is_killed_and_named(quick):
+    started = time.monotonic()
+    result = quick(act="if device == 'cuda:1': time.sleep(3600)", time_limit=2.0)
+    assert time.monotonic() - started < 8
+    assert check(result, "gpu.copy", SECOND)["code"] == "timed_out"
+    assert check(result, "gpu.copy", FIRST)["status"] == "passed"
+    assert check(result, "gpu.matmul_tf32", FIRST)["status"] == "not_run"
+    assert result["verdict"] == "failed"
+
+
+def test_a_gpu_whose_driver_kernel_fails_is_not_given_to_torch(quick):
+    result = quick(driver="if address == '0000:02:00.0': continue")
+    assert check(result, "gpu.driver_kernel", SECOND)["status"] == "not_run"
+    assert check(result, "gpu.copy", SECOND)["status"] == "not_run"
+    assert result["gpus"][0]["verdict"] == "passed"
+    assert result["verdict"] == "not_run"
+
+
+def test_a_driver_that_hangs_is_killed_and_the_static_checks_still_count(quick):
+    result = quick(driver="import time; time.sleep(3600)", time_limit=3.0)
+    assert result["verdict"] == "failed"
+    assert result["proven"] == "static"
+    assert check(result, "gpu.driver_kernel", FIRST)["code"] == "timed_out"
+    assert check(result, "python.end")["status"] == "passed"
+
+
+def test_a_gpu_in_use_is_left_alone_and_not_passed(quick, monkeypatch):
+    result = quick(processes=[os.getpid()])
+    assert [gpu["verdict"] for gpu in result["gpus"]] == ["not_run", "passed"]
+    assert check(result, "gpu.copy", FIRST)["code"] == "busy"
+    assert (result["verdict"], result["proven"]) == ("not_run", "static")
+    assert "in use by" in result["reason"]
+
+
+def test_a_gpu_in_use_is_proven_when_the_user_says_so(quick):
+    assert quick(processes=[os.getpid()], when_busy="run")["verdict"] == "passed"
+
+
+def test_only_the_named_gpus_are_proven(quick):
+    result = quick(gpus=[SECOND])
+    assert [gpu["pci_address"] for gpu in result["gpus"]] == [SECOND]
+    assert result["verdict"] == "passed"
+
+
+def test_a_named_gpu_that_cuda_does_not_show_fails(quick):
+    result = quick(gpus=[SECOND, "0000:41:00.0"])
+    assert check(result, "driver.gpus")["code"] == "gpu_missing"
+    assert "0000:41:00.0" in result["reason"]
+    assert result["verdict"] == "failed"
+
+
+def test_several_environments_share_one_trial_of_the_driver(quick, environment, monkeypatch):
+    quick()
+    tried = []
+    genuine = runner._try_driver
+    monkeypatch.setattr(runner, "_try_driver", lambda *arguments: tried.append(1) or genuine(*arguments))
+    environments = [{"name": name, "python": environment.python, "expect": EXPECTED} for name in ("a", "b")]
+    result = runner.prove(environments, time_limit=30.0)
+    assert (result["verdict"], len(tried)) == ("passed", 1)
+    assert [item["name"] for item in result["environments"]] == ["a", "b"]
+
+
+def test_one_bad_environment_decides_the_verdict(environment):
+    good = {"name": "good", "python": environment.python, "expect": EXPECTED, "sm": ["sm_120"]}
+    bad = {**good, "name": "bad", "expect": {"torch": "2.6.0+cu124"}}
+    assert runner.prove([good, bad], level="static")["verdict"] == "failed"
+    assert runner.prove([], level="static")["verdict"] == "not_run"
+
+
+# ---- hosts without a driver -----------------------------------------------------------------------------------------
+
+
+def made_up_host(root, *paths):
+    for path, text in paths:
+        file = root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="ascii")
+    return Host(root=str(root))
+
+
+def test_without_a_gpu_quick_is_not_run_and_static_still_counts(environment, tmp_path):
+    request = {"level": "quick", "expect": EXPECTED, "sm": ["sm_120"]}
+    result = runner.run_checks(environment.python, request, None, 30, host=made_up_host(tmp_path))
+    assert (result["verdict"], result["proven"]) == ("not_run", "static")
+    assert check(result, "driver.init")["code"] == "no_gpu"
+    assert "no NVIDIA GPU" in result["reason"]
+
+
+def test_a_gpu_without_a_loaded_driver_is_named(tmp_path):
+    device = "/sys/bus/pci/devices/0000:01:00.0/"
+    values = {
+        "vendor": "0x10de",
+        "device": "0x2f04",
+        "class": "0x030000",
+        "subsystem_vendor": "0x1043",
+        "subsystem_device": "0x1",
+    }
+    host = made_up_host(tmp_path, *((device + name, value + "\n") for name, value in values.items()))
+    absent = runner.driver_absent(host)
+    assert absent is not None
+    assert absent[0] == "no_driver"
+    assert "0000:01:00.0" in absent[1]
+
+
+@pytest.mark.parametrize("path", ["/dev/nvidia0", "/dev/dxg", "/sys/module/nvidia/version"])
+def test_a_driver_is_recognised_by_module_device_node_or_wsl(tmp_path, path):
+    assert runner.driver_absent(made_up_host(tmp_path, (path, ""))) is None
+
+
+def test_gpus_that_the_module_serves_count_only_with_a_device_node(tmp_path):
+    information = "Model: \t\t NVIDIA H100\nDevice Minor: \t {}\n"
+    host = made_up_host(
+        tmp_path,
+        ("/proc/driver/nvidia/gpus/0000:01:00.0/information", information.format(0)),
+        ("/proc/driver/nvidia/gpus/0000:02:00.0/information", information.format(1)),
+        ("/dev/nvidia0", ""),
+    )
+    assert runner._served(host) == ["0000:01:00.0"]
+
+
+def test_a_desktop_program_does_not_count_as_computing(tmp_path):
+    host = made_up_host(tmp_path, ("/proc/11/comm", "firefox\n"), ("/proc/12/comm", "python\n"))
+    assert runner._computing([11, 12], host, []) == ["python (12)"]
+    assert "another container" in runner._computing([99], host, [])[0]
