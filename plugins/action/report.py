@@ -9,7 +9,7 @@ import json
 import shutil
 from typing import Any
 
-from ansible import constants as C
+from ansible import constants
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import (
@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
             return {**result, "groups": groups, "disruptive": any(group["disruptive"] for group in groups)}
         rows = [host_row(host, _state(hostvars[host]), self._task.check_mode) for host in hosts]
         table = result_text(rows, width)
-        if SUMMARY_CALLBACK not in C.config.get_config_value("CALLBACKS_ENABLED"):
+        if SUMMARY_CALLBACK not in constants.config.get_config_value("CALLBACKS_ENABLED"):
             display.display("\n" + table + "\n")
         return {**result, "hosts": {row["host"]: row for row in rows}, "table": table}
 

@@ -1,0 +1,105 @@
+"""Every value is checked for every host before anything changes; the message names the variable."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
+    ROLES,
+    STEPS,
+    InvalidVariables,
+    argument_spec,
+    desired_state,
+    wanted_steps,
+)
+
+
+def desired(**variables):
+    return desired_state(variables, lambda value: value, list(STEPS))
+
+
+def test_defaults_come_from_the_roles_alone():
+    state = desired()
+    assert state["driver"]["branch"] == "auto"
+    assert state["torch"]["version"] == "2.9.1"
+    assert state["runtime"]["variables"] == {"TOKENIZERS_PARALLELISM": "false"}
+    assert [environment["name"] for environment in state["environments"]] == ["base"]
+    assert state["steps"] == list(STEPS)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_of_a_role_carries_its_name(role):
+    assert argument_spec(role)
+    assert all(name.startswith(f"{role}_") for name in argument_spec(role))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("torch_env_environments", "base"),
+        ("torch_env_environments", [{"name": "a", "colour": "red"}]),
+        ("torch_env_environments", [{}]),
+        ("torch_env_keep", "many"),
+        ("nvidia_driver_flavor", "closed"),
+        ("nvidia_driver_reboot_allowed", "perhaps"),
+        ("nvidia_driver_gpus_exclude", {"a": 1}),
+        ("runtime_env_variables", "TOKENIZERS_PARALLELISM"),
+        ("gpu_proof_level", "fast"),
+        ("gpu_proof_time_limit", "soon"),
+    ],
+)
+def test_wrong_value_is_refused_and_named(name, value):
+    with pytest.raises(InvalidVariables) as error:
+        desired(**{name: value})
+    assert name in str(error.value) or "colour" in str(error.value) or "name" in str(error.value)
+
+
+def test_text_from_the_command_line_becomes_the_declared_type():
+    assert desired(nvidia_driver_reboot_allowed="true")["driver"]["reboot_allowed"] is True
+    assert desired(torch_env_keep="3")["keep"] == 3
+    assert desired(nvidia_driver_branch=580)["driver"]["branch"] == "580"
+
+
+def test_misspelt_variable_is_refused_with_the_nearest():
+    with pytest.raises(InvalidVariables, match="did you mean torch_env_version"):
+        desired(torch_env_verison="2.9.1")
+
+
+def test_unrelated_variable_with_the_same_prefix_is_left_alone():
+    assert desired(torch_env_site_of_our_wiki="x")["torch"]["version"] == "2.9.1"
+
+
+def test_all_problems_are_said_at_once():
+    with pytest.raises(InvalidVariables) as error:
+        desired(nvidia_driver_flavor="closed", gpu_proof_level="fast")
+    assert "nvidia_driver_flavor" in str(error.value)
+    assert "gpu_proof_level" in str(error.value)
+
+
+def test_environment_inherits_owner_and_keeps_its_own():
+    state = desired(torch_env_owner="ada", torch_env_environments=[{"name": "a"}, {"name": "b", "owner": "bob"}])
+    assert [environment["owner"] for environment in state["environments"]] == ["ada", "bob"]
+
+
+def test_key_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(InvalidVariables, match="nvidia_driver_repository_key"):
+        desired(nvidia_driver_repository_key=str(tmp_path / "absent.asc"))
+
+
+@pytest.mark.parametrize(
+    ("run", "skip", "asked", "steps"),
+    [
+        (["all"], [], None, ["driver", "torch", "runtime", "proof"]),
+        ([], [], None, ["driver", "torch", "runtime", "proof"]),
+        (["torch"], [], None, ["torch"]),
+        (["torch", "runtime"], [], None, ["torch", "runtime"]),
+        (["all"], ["driver"], None, ["torch", "runtime", "proof"]),
+        (["all"], [], ["runtime", "driver"], ["driver", "runtime"]),
+    ],
+)
+def test_tags_decide_what_may_be_planned(run, skip, asked, steps):
+    assert wanted_steps(run, skip, asked) == steps
+
+
+def test_unknown_step_is_refused():
+    with pytest.raises(InvalidVariables, match="drivers"):
+        wanted_steps(["all"], [], ["drivers"])
