@@ -79,6 +79,10 @@ def plan_actions(
         actions += _torch_actions(host, environments, wanted, knowledge, notes)
     if "runtime" in wanted.steps:
         actions += _runtime_actions(host, wanted, notes)
+    if host.driver.get("reboot_required") and not _stale(host):
+        notes.warn(
+            "The host asks for a reboot, for a kernel or a driver that was installed; the driver here does not need it."
+        )
     uid = host.os.get("uid")
     if actions and uid not in (None, 0):
         notes.refuse(
@@ -118,11 +122,9 @@ def _stale(host: Host) -> bool:
     """Whether the installed driver is not the one that is loaded."""
     if not host.driver_known or host.installed is None:
         return False
-    if host.driver.get("mismatch") or host.driver.get("reboot_required"):
+    if host.driver.get("mismatch"):
         return True
-    if "loaded_version" not in host.driver:
-        return False
-    return host.loaded_version != host.installed.version
+    return "loaded_version" in host.driver and host.loaded_version != host.installed.version
 
 
 class _DriverChange:
@@ -239,10 +241,12 @@ class _DriverChange:
     def _lacking_kernels(self) -> list[str]:
         """Kernels that can boot next without the module of the installed driver."""
         installed = self.host.installed
-        if installed is None or not self.host.modules_known:
+        if installed is None:
             return []
         lacking = []
         for kernel in self.host.bootable_kernels():
+            if not kernel.looked_at:
+                continue
             module = kernel.module or {}
             same_version = module.get("version") == installed.version
             same_flavor = module.get("flavor") in (None, self.driver.flavor)
@@ -469,10 +473,8 @@ def _torch_actions(
             what = f"switch the environment {name} to {target}"
             serving = f"{seen.get('current')} serves now" if seen.get("current") else "nothing serves now"
             actions.append(Action(f"torch.switch:{name}", "torch", what, serving, data))
-        elif any(seen.get(key) not in (None, environment[key]) for key in ("owner", "group")):
-            now = f"it belongs to {seen.get('owner')}:{seen.get('group')}"
-            what = f"give the environment {name} to {environment['owner']}:{environment['group']}"
-            actions.append(Action(f"torch.owner:{name}", "torch", what, now, data))
+        else:
+            actions += _proof_actions(environment, seen, data)
         drift = [] if why else _launcher_drift(host, wanted, name, with_command=position == 0)
         if drift:
             actions.append(
@@ -520,6 +522,24 @@ def _why_rebuild(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]
     if torch.get("version") not in (None, environment["spec"]["torch"]):
         return f"{current} holds torch {torch['version']}, not {environment['spec']['torch']}"
     return None
+
+
+def _proof_actions(
+    environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any], data: t.Mapping[str, t.Any]
+) -> list[Action]:
+    """A release that serves well, but is proven for somebody else or for other GPUs."""
+    name, stamp = environment["name"], seen.get("stamp") or {}
+    people = {key: stamp.get(key) or seen.get(key) for key in ("owner", "group")}
+    if any(people[key] not in (None, environment[key]) for key in people):
+        what = f"give the environment {name} to {environment['owner']}:{environment['group']}"
+        why = f"it belongs to {people['owner']}:{people['group']}"
+        return [Action(f"torch.owner:{name}", "torch", what, why, data)]
+    proven = (stamp.get("proof") or {}).get("sm")
+    missing = [sm for sm in environment["sm"] if proven is not None and sm not in proven]
+    if missing:
+        why = f"{seen.get('current')} was proven for {listed(proven) or 'no GPU'}, not for {listed(missing)}"
+        return [Action(f"torch.prove:{name}", "torch", f"prove the environment {name} again", why, data)]
+    return []
 
 
 def _launcher_drift(host: Host, wanted: Desired, name: str, with_command: bool) -> list[str]:

@@ -336,7 +336,7 @@ def _requirements(section: _Section, companions: list[str]) -> tuple[str, ...]:
     requirements = section.strings("requirements") or []
     for requirement in requirements:
         match = _REQUIREMENT.fullmatch(requirement)
-        if not match:
+        if not match or not requirement.isprintable():
             raise InvalidDesired(
                 f"{section.name('requirements')} may hold names with versions, such as transformers>=4.50, and neither options "
                 f"nor URLs nor paths: {_shown(requirement)}"

@@ -95,9 +95,12 @@ class Installed:
 
 @dataclass(frozen=True)
 class Kernel:
+    """A kernel. `module`: the NVIDIA module it would load; `looked_at`: whether that is known at all."""
+
     release: str
     headers: bool | None
     module: t.Mapping[str, t.Any] | None
+    looked_at: bool
 
 
 class Host:
@@ -131,7 +134,8 @@ class Host:
     def _installed(self) -> Installed | None:
         driver = self.driver
         core = [package for package in self.packages if package.present and package.is_driver]
-        version = driver.get("userspace_version") or driver.get("loaded_version")
+        # What is loaded says what is installed only where nobody looked at what is installed.
+        version = driver.get("userspace_version", driver.get("loaded_version"))
         if not version and not driver.get("branch") and not core:
             return None
         versions = [
@@ -161,20 +165,21 @@ class Host:
     def bootable_kernels(self) -> list[Kernel]:
         """The kernels that can boot next: the running one, the default and one to fall back on."""
         rows = [_mapping(row) for row in _list(self.os.get("kernels"))]
-        modules = self.driver.get("modules_by_kernel")
+        modules = _mapping(self.driver.get("modules_by_kernel"))
         chosen = [row for row in rows if row.get("running")]
         default = [row for row in rows if row.get("default")] or rows[:1]
         chosen += [row for row in default if row not in chosen]
         chosen += [row for row in rows if row not in chosen][:1]
         return [
-            Kernel(str(row["release"]), row.get("headers"), _mapping(_mapping(modules).get(row["release"])) or None)
+            Kernel(
+                release=str(row["release"]),
+                headers=row.get("headers"),
+                module=_mapping(modules.get(row["release"])) or None,
+                looked_at=row["release"] in modules,
+            )
             for row in rows
             if row in chosen and row.get("release")
         ]
-
-    @property
-    def modules_known(self) -> bool:
-        return isinstance(self.driver.get("modules_by_kernel"), t.Mapping)
 
     def older_kernels(self) -> list[str]:
         """The other kernels that are installed."""

@@ -155,7 +155,9 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         "arch": host.arch,
         "schema": 1,
     }
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    ).hexdigest()
     sm = sorted({gpu.sm for gpu in gpus if gpu.sm}, key=lambda code: (len(code), code))
     return {
         "name": name,
