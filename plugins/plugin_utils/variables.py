@@ -9,6 +9,7 @@ declared; this reads them, so that every value of every host can be checked befo
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ def check_and_complete(role: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises InvalidVariables with every problem that was found.
     """
-    spec = argument_spec(role)
+    spec = copy.deepcopy(argument_spec(role))  # the validator fills in defaults of defaults, in place
     result = ArgumentSpecValidator(spec).validate({name: given[name] for name in spec if name in given})
     if result.error_messages:
         raise InvalidVariables("; ".join(result.error_messages))
