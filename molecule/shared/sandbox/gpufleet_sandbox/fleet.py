@@ -10,12 +10,13 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from . import hosts, images, podman, wsl
-from .machine import digest, install_requirements, this_machines_mirrors
+from .machine import Mirrors, digest, install_requirements, this_machines_mirrors
 from .repository import build_repository
 from .settings import LABEL, NETWORK, SERVER, SandboxError, Settings, container_name
 from .shell import locked, run, say, step, write_if_changed
@@ -23,6 +24,7 @@ from .torch_index import build_index, have_real
 
 BOOT_LIMIT = 60
 SERVER_SCRIPT = "server.py"
+SERVER_IMAGE = "debian12"
 
 
 def up(settings: Settings, wanted: list[str] | None, only_tiny: bool, fresh: bool) -> None:
@@ -33,32 +35,44 @@ def up(settings: Settings, wanted: list[str] | None, only_tiny: bool, fresh: boo
     with locked(settings.cache / "lock"):
         take_over(settings)
         mirrors = this_machines_mirrors()
-        with ThreadPoolExecutor(max_workers=3) as pool:
-            index = pool.submit(build_index, settings, real)
-            repository = pool.submit(build_repository, settings)
-            needed = sorted({settings.personas[name]["image"] for name in names} | {"debian12"})
-            made = {name: images.image(settings, name, mirrors) for name in needed}
-            missing = [image for image in made.values() if not images.have(image)]
-            finish([pool.submit(images.make, image, mirrors) for image in missing])
-            podman.ensure_network(settings)
-            start_server(settings, made["debian12"].tag)
-            finish([repository])
-            write_if_changed(
-                settings.state / "nvidia-repository.asc", (settings.served / "nvidia/repository.asc").read_text()
-            )
-            start_hosts(settings, names, {name: image.tag for name, image in made.items()}, fresh)
-            finish([index])
-    present = [name for name in settings.personas if container_name(name) in podman.containers()]
+        stop = threading.Event()
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            try:
+                index = pool.submit(build_index, settings, real, stop)
+                repository = pool.submit(build_repository, settings)
+                make_hosts(settings, names, mirrors, pool, repository, fresh)
+                index.result()
+            except BaseException:
+                stop.set()
+                raise
+    boxes = podman.containers()
+    present = [name for name in settings.personas if container_name(name) in boxes]
     write_if_changed(
         settings.inventory, hosts.inventory(settings, present, not only_tiny and have_real(settings)), mode=0o600
     )
     say(f"{len(names)} hosts are up: ansible-playbook -i {settings.inventory.relative_to(settings.checkout)} ...")
 
 
-def finish(jobs: list[Future[None]]) -> None:
-    """Wait for all; the first failure is the one to tell."""
-    for job in jobs:
+def make_hosts(
+    settings: Settings,
+    names: list[str],
+    mirrors: Mirrors,
+    pool: ThreadPoolExecutor,
+    repository: Future[None],
+    fresh: bool,
+) -> None:
+    """Images, network and server, then the hosts themselves."""
+    needed = sorted({settings.personas[name]["image"] for name in names} | {SERVER_IMAGE})
+    made = {name: images.image(settings, name, mirrors) for name in needed}
+    jobs = [pool.submit(images.make, image, mirrors) for image in made.values() if not images.have(image)]
+    for job in [*jobs, repository]:
         job.result()
+    podman.ensure_network(settings)
+    start_server(settings, made[SERVER_IMAGE].tag)
+    write_if_changed(settings.state / "nvidia-repository.asc", (settings.served / "nvidia/repository.asc").read_text())
+    start_hosts(settings, names, {name: image.tag for name, image in made.items()}, fresh)
+    if jobs:
+        images.prune(made)
 
 
 def take_over(settings: Settings) -> None:
@@ -176,7 +190,7 @@ def ssh(settings: Settings, name: str) -> list[str]:
 
 
 def destroy(settings: Settings, cache: bool) -> None:
-    """Remove containers, network, images that nothing uses any more, and this checkout's state; the cache on request."""
+    """Remove containers, network and this checkout's state; images and downloads on request."""
     if shutil.which("podman"):
         with locked(settings.cache / "lock"):
             boxes = podman.containers()
@@ -212,12 +226,13 @@ def status(settings: Settings) -> list[tuple[str, str, str, str]]:
 def look(name: str) -> tuple[str, list[str]]:
     """What became of a host, found without the collection: the outcome, and what speaks against 'ready'."""
     script = (
-        "import json,os,glob,subprocess\n"
+        "import json,os,glob\n"
         "base='/opt/gpufleet/envs/base'\n"
         "current=os.path.realpath(base+'/current')\n"
         "stamp=f'{base}/stamps/{os.path.basename(current)}.json'\n"
         "wsl=os.path.isdir('/usr/lib/wsl/lib')\n"
-        "print(json.dumps({'touched':os.path.exists('/opt/gpufleet') or bool(glob.glob('/usr/src/nvidia-*')),"
+        "touched=glob.glob('/usr/src/nvidia-*')+glob.glob('/opt/gpufleet*')+glob.glob('/etc/apt/*/gpufleet*')\n"
+        "print(json.dumps({'touched':bool(touched),"
         "'environment':os.path.isfile(current+'/bin/python') and os.path.isfile(stamp),"
         "'driver':wsl or os.path.exists('/sys/module/nvidia/version'),"
         "'variable':'TOKENIZERS_PARALLELISM' in open('/etc/environment').read()"

@@ -82,6 +82,17 @@ def make(wanted: Image, mirrors: Mirrors) -> None:
         podman("import", "--quiet", str(wanted.archive), wanted.tag)
 
 
+def prune(made: dict[str, Image]) -> None:
+    """Drop earlier versions of these images; those that a container still uses stay."""
+    for wanted in made.values():
+        for path in wanted.archive.parent.glob(f"{wanted.name}-*.tar"):
+            if path != wanted.archive:
+                path.unlink()
+        for tag in podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+            if tag.startswith(f"localhost/gpufleet-{wanted.name}:") and tag != wanted.tag:
+                podman("rmi", tag, check=False)
+
+
 def build(wanted: Image, mirrors: Mirrors) -> None:
     """Run mmdebstrap with this machine's mirrors."""
     wanted.archive.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The machine that carries the sandbox: its packages, its mirrors, its certificates. Registry names come from here only."""
+"""The machine that carries the sandbox: packages, mirrors, certificates. Registry names come from here only."""
 
 from __future__ import annotations
 

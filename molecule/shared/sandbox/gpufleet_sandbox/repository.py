@@ -15,7 +15,7 @@ from typing import Any
 from . import debs, native, stubs
 from .machine import digest
 from .settings import SANDBOX, Settings, load_yaml
-from .shell import fresh_folder, locked, run, step
+from .shell import fresh_folder, run, step
 
 KEY_NAME = "The gpufleet sandbox (simulated NVIDIA repository) <sandbox@gpufleet.test>"
 
@@ -90,11 +90,10 @@ def build_repository(settings: Settings) -> None:
     version = digest(data, native.sources(), Path(__file__).read_bytes(), *sources)
     target = settings.served / "nvidia"
     marker = target / ".version"
-    with locked(settings.cache / "repository.lock"):
-        if marker.exists() and marker.read_text() == version:
-            return
-        with step("building the simulated NVIDIA repository"):
-            _build(settings, target, version)
+    if marker.exists() and marker.read_text() == version:
+        return
+    with step("building the simulated NVIDIA repository"):
+        _build(settings, target, version)
 
 
 def _build(settings: Settings, target: Path, version: str) -> None:

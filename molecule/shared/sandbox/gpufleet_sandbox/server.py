@@ -1,7 +1,7 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Serves a folder over HTTP with ranges, conditional requests and kept-alive connections. Runs in a container of its own.
+"""Serves a folder over HTTP: ranges, conditional requests, kept-alive connections. Runs in a container of its own.
 
 Standard library only; a wheel of 900 MB goes out through sendfile(2).
 """

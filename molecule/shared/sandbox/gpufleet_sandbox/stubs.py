@@ -58,7 +58,8 @@ for index in range(number.value):
     pci = ctypes.create_string_buffer(68)
     library.nvmlDeviceGetPciInfo_v3(device, pci)
     gpus.append({{
-        "index": str(index), "name": text(library.nvmlDeviceGetName, device), "uuid": text(library.nvmlDeviceGetUUID, device),
+        "index": str(index), "name": text(library.nvmlDeviceGetName, device),
+        "uuid": text(library.nvmlDeviceGetUUID, device),
         "driver_version": text(library.nvmlSystemGetDriverVersion), "compute_cap": f"{{major.value}}.{{minor.value}}",
         "memory.total": f"{{memory[0] >> 20}} MiB", "pci.bus_id": pci.raw[36:68].split(b"\\0")[0].decode(),
         "persistence_mode": "Disabled", "count": str(number.value),

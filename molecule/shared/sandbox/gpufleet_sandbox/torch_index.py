@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from . import wheels
 from .machine import digest, install_packages
 from .settings import SANDBOX, SandboxError, Settings, load_yaml
-from .shell import fresh_folder, locked, run, say, step, write_if_changed
+from .shell import fresh_folder, run, say, step, write_if_changed
 
 DOWNLOADS_AT_ONCE = 3
 # pip takes wheels for exactly these platforms only, and torch's need them all.
@@ -31,15 +32,14 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 REAL_MARKER = ".complete"
 
 
-def build_index(settings: Settings, real: bool) -> None:
+def build_index(settings: Settings, real: bool, stop: threading.Event) -> None:
     """Make the stand-ins, and where a host needs them, get torch's own wheels."""
     described = load_yaml("torch_index.yml")
-    with locked(settings.cache / "index.lock"):
-        build_stand_ins(settings, described)
-        if real and not have_real(settings):
-            with step("downloading torch's own wheels (5 GB)"):
-                build_real(settings, described["real"])
-        build_packages_index(settings, described)
+    build_stand_ins(settings, described)
+    if real and not have_real(settings):
+        with step("downloading torch's own wheels (5 GB)"):
+            build_real(settings, described["real"], stop)
+    build_packages_index(settings, described)
 
 
 def have_real(settings: Settings) -> bool:
@@ -66,7 +66,7 @@ def find_pip(settings: Settings) -> list[str]:
     raise SandboxError("no Python with pip was found, and installing python3-pip gave none.")
 
 
-def build_real(settings: Settings, described: dict[str, Any]) -> None:
+def build_real(settings: Settings, described: dict[str, Any], stop: threading.Event) -> None:
     """Download what is missing, several at a time, and put each wheel into its place when it is complete."""
     pip = find_pip(settings)
     folder = settings.served / "real" / described["tag"]
@@ -78,21 +78,32 @@ def build_real(settings: Settings, described: dict[str, Any]) -> None:
     # The largest first: torch, then what is shared, then the small ones.
     wanted.sort(key=lambda item: not item[0].startswith(("torch==", "nvidia-")))
     with ThreadPoolExecutor(max_workers=DOWNLOADS_AT_ONCE) as pool:
-        jobs = [pool.submit(_fetch, settings, pip, folder, described, *item) for item in wanted]
+        jobs = [pool.submit(_fetch, settings, pip, folder, described, *item, stop) for item in wanted]
         try:
             for job in jobs:
                 job.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            stop.set()
             raise
+    if stop.is_set():
+        return
     shutil.rmtree(settings.cache / "downloads")
     write_pages(folder, _listed(folder))
     write_if_changed(settings.served / "real" / REAL_MARKER, _version())
 
 
 def _fetch(
-    settings: Settings, pip: list[str], folder: Path, described: dict[str, Any], requirement: str, python: str
+    settings: Settings,
+    pip: list[str],
+    folder: Path,
+    described: dict[str, Any],
+    requirement: str,
+    python: str,
+    stop: threading.Event,
 ) -> None:
+    """Get one wheel; nothing any more once another step of the fleet has failed."""
+    if stop.is_set():
+        return
     name, _, version = requirement.partition("==")
     tagged = f"{version}+{described['tag']}" if name in described["tagged"] else version
     if _present(folder, name, tagged, python):

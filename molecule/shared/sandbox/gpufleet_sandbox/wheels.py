@@ -47,8 +47,8 @@ class Unexpected(Exception):
 def retag(path: Path, version: str) -> Path:
     """Give a wheel another version, in place, and return its new path.
 
-    The files of dist-info are the last ones of torch's wheels. So nothing of the other 900 MB has to be copied: the archive is
-    cut where they begin, and written on from there. What is already installed of the wheel stays byte for byte the same.
+    The files of dist-info are the last ones of torch's wheels. So nothing of the other 900 MB has to be copied: the
+    archive is cut where they begin, and written on from there. All other files stay byte for byte the same.
     """
     name, old, rest = path.name.split("-", 2)
     before, after = f"{name}-{old}.dist-info/", f"{name}-{version}.dist-info/"
@@ -141,7 +141,8 @@ def project_page(project: str, wheels: list[Listed]) -> str:
         if wheel.requires_python:
             attributes += f' data-requires-python="{html.escape(wheel.requires_python)}"'
         if wheel.metadata_sha256:
-            attributes += f' data-core-metadata="sha256={wheel.metadata_sha256}" data-dist-info-metadata="sha256={wheel.metadata_sha256}"'
+            for name in ("data-core-metadata", "data-dist-info-metadata"):
+                attributes += f' {name}="sha256={wheel.metadata_sha256}"'
         target = f"{wheel.url}{urllib.parse.quote(wheel.file)}#sha256={wheel.sha256}"
         lines.append(f'<a href="{target}"{attributes}>{html.escape(wheel.file)}</a><br>')
     return _page(f"Links for {project}", lines)

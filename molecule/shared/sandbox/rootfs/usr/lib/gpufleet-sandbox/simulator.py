@@ -140,7 +140,7 @@ def prepare_kernel(kernel: dict) -> None:
     nouveau = folder / "kernel/drivers/gpu/drm/nouveau"
     nouveau.mkdir(parents=True, exist_ok=True)
     (nouveau / "nouveau.ko").write_bytes(elf_module(modinfo_fields("nouveau", release, "open", "")))
-    for name in ("modules.order", "modules.builtin"):
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         (folder / name).write_text("")
     for name in ("vmlinuz", "config", "System.map"):
         Path(f"/boot/{name}-{release}").write_text(f"{LABEL}\n")
@@ -152,8 +152,6 @@ def prepare_kernel(kernel: dict) -> None:
         for link in ("build", "source"):
             (folder / link).unlink(missing_ok=True)
             (folder / link).symlink_to(headers)
-    if kernel.get("dkms_fails"):
-        (folder / "SIMULATE_DKMS_FAILURE").write_text("the sandbox lets every DKMS build for this kernel fail\n")
     depmod(release)
 
 
