@@ -148,20 +148,24 @@ def _try_driver(
     child.tell({"gpus": [gpu["pci_address"] for gpu in driver.gpus if gpu["pci_address"] not in driver.skipped]})
     nursery.run_until(lambda: child.done)
     driver.outcome = judge.Outcome(child.records, problem_of(child))
-    if not driver.gpus and not _device_nodes(host) and not host.exists("/dev/dxg"):
-        # libcuda makes missing nodes through nvidia-modprobe; that it could not is what a container without GPUs looks like.
-        text = "the NVIDIA kernel module is loaded, but there is no device node of a GPU (/dev/nvidia0) here"
-        driver.absent = ("no_device_nodes", text)
     return driver
 
 
 def driver_absent(host: Host) -> tuple[str, str] | None:
     """Why there is no driver to prove with, or None: code and sentence."""
-    if host.exists("/dev/dxg") or _device_nodes(host) or sysfs.module_loaded(host, "nvidia"):
+    if host.exists("/dev/dxg") or _device_nodes(host):
         return None
+    loaded = sysfs.module_loaded(host, "nvidia")
+    if loaded and sysfs.virtualization(host) != "container":
+        return None  # libcuda makes missing device nodes through nvidia-modprobe
     present = sysfs.pci_gpus(host, [])
     if not present:
         return "no_gpu", "there is no NVIDIA GPU on this host"
+    if loaded:
+        return (
+            "no_device_nodes",
+            "the NVIDIA kernel module is loaded, but this container has no device node of a GPU (/dev/nvidia0)",
+        )
     names = ", ".join(f"{gpu['pci_address']} {gpu.get('name') or ''}".rstrip() for gpu in present)
     return "no_driver", f"the NVIDIA kernel module is not loaded; on PCI there is {names}"
 

@@ -524,25 +524,43 @@ def test_without_a_gpu_quick_is_not_run_and_static_still_counts(environment, tmp
     assert "no NVIDIA GPU" in result["reason"]
 
 
+PCI = "/sys/bus/pci/devices/0000:01:00.0/"
+RTX_5070 = (
+    (PCI + "vendor", "0x10de\n"),
+    (PCI + "device", "0x2f04\n"),
+    (PCI + "class", "0x030000\n"),
+    (PCI + "subsystem_vendor", "0x1043\n"),
+    (PCI + "subsystem_device", "0x0001\n"),
+)
+LOADED = ("/sys/module/nvidia/version", "580.95.05\n")
+
+
 def test_a_gpu_without_a_loaded_driver_is_named(tmp_path):
-    device = "/sys/bus/pci/devices/0000:01:00.0/"
-    values = {
-        "vendor": "0x10de",
-        "device": "0x2f04",
-        "class": "0x030000",
-        "subsystem_vendor": "0x1043",
-        "subsystem_device": "0x1",
-    }
-    host = made_up_host(tmp_path, *((device + name, value + "\n") for name, value in values.items()))
-    absent = runner.driver_absent(host)
+    absent = runner.driver_absent(made_up_host(tmp_path, *RTX_5070))
     assert absent is not None
     assert absent[0] == "no_driver"
     assert "0000:01:00.0" in absent[1]
 
 
-@pytest.mark.parametrize("path", ["/dev/nvidia0", "/dev/dxg", "/sys/module/nvidia/version"])
-def test_a_driver_is_recognised_by_module_device_node_or_wsl(tmp_path, path):
-    assert runner.driver_absent(made_up_host(tmp_path, (path, ""))) is None
+def test_a_container_without_device_nodes_has_no_gpu_although_the_module_is_loaded(tmp_path):
+    absent = runner.driver_absent(made_up_host(tmp_path, *RTX_5070, LOADED, ("/.dockerenv", "")))
+    assert absent is not None
+    assert absent[0] == "no_device_nodes"
+
+
+@pytest.mark.parametrize("file", [("/dev/nvidia0", ""), ("/dev/dxg", ""), LOADED], ids=["node", "wsl", "module"])
+def test_a_driver_is_recognised_by_module_device_node_or_wsl(tmp_path, file):
+    assert runner.driver_absent(made_up_host(tmp_path, *RTX_5070, file)) is None
+
+
+@pytest.mark.skipif(bool(glob.glob("/dev/nvidia[0-9]*")), reason="this machine has a driver")
+def test_a_missing_libcuda_fails_before_torch_gets_a_gpu(environment, monkeypatch):
+    monkeypatch.setattr(runner, "driver_absent", lambda host: None)
+    result = runner.run_checks(environment.python, {"level": "quick", "expect": EXPECTED, "sm": ["sm_120"]}, None, 30)
+    found = check(result, "driver.init")
+    assert (found["status"], found["code"]) == ("failed", "library_missing")
+    assert "libcuda.so.1" in found["evidence"]
+    assert (result["verdict"], result["proven"]) == ("failed", "static")
 
 
 def test_gpus_that_the_module_serves_count_only_with_a_device_node(tmp_path):
