@@ -13,6 +13,8 @@ from typing import Any
 from .host import ABSENT, KIB, Host, Unreadable
 
 _LIBCUDA = re.compile(r"libcuda\.so\.(\d{2,4}\.\d+(?:\.\d+)?)$")
+# Where WSL2 and container platforms mount the driver without telling the loader's cache.
+EXTRA_LIBRARY_FOLDERS = ("/usr/lib/wsl/lib", "/usr/local/nvidia/lib64")
 _CONF_LIMIT = 64 * KIB
 _UNIT = "nvidia-persistenced.service"
 _UNIT_FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
@@ -44,7 +46,7 @@ def _library_folders(host: Host) -> list[str]:
             folder = line.strip().rstrip("/")
             if folder.startswith("/") and "compat" not in folder and folder not in folders:
                 folders.append(folder)
-    return [*folders, "/usr/lib/wsl/lib"]
+    return [*folders, *EXTRA_LIBRARY_FOLDERS]
 
 
 def is_runfile(host: Host) -> bool:

@@ -13,9 +13,10 @@ import ctypes
 import os
 from typing import Any
 
+from .driver import EXTRA_LIBRARY_FOLDERS
 from .host import MIB, Host, Unreadable
 
-LIBRARIES = ("libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1")
+LIBRARIES = ("libcuda.so.1", *(f"{folder}/libcuda.so.1" for folder in EXTRA_LIBRARY_FOLDERS))
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _PCI_BUS, _PCI_DEVICE, _PCI_DOMAIN = 33, 34, 50  # CU_DEVICE_ATTRIBUTE_PCI_*

@@ -11,9 +11,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Callable
 
+from .driver import EXTRA_LIBRARY_FOLDERS
 from .host import MIB, Host, Unreadable
 
-LIBRARIES = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
+LIBRARIES = ("libnvidia-ml.so.1", *(f"{folder}/libnvidia-ml.so.1" for folder in EXTRA_LIBRARY_FOLDERS))
 
 _NOT_SUPPORTED = frozenset({3, 13})  # NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_FUNCTION_NOT_FOUND
 _INSUFFICIENT_SIZE = 7
