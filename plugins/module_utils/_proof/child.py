@@ -122,13 +122,13 @@ class Child:
 
     def signal_name(self) -> str | None:
         """The signal that ended the process on its own, not ours."""
-        code = self.returncode
-        if self.timed_out or code is None or code >= 0:
+        number = -(self.returncode or 0)
+        if self.timed_out or number <= 0:
             return None
         try:
-            return signal.Signals(-code).name
+            return signal.Signals(number).name
         except ValueError:
-            return f"signal {-code}"
+            return f"signal {number}"
 
     def start(
         self, python: Sequence[str], source: str, request: dict[str, Any], account: Account, directory: str
