@@ -89,7 +89,7 @@ def start_server(settings: Settings, image: str) -> None:
     script = (Path(__file__).parent / SERVER_SCRIPT).read_text()
     settings.served.mkdir(parents=True, exist_ok=True)
     write_if_changed(settings.cache / SERVER_SCRIPT, script)
-    version = digest(script, image, settings.server_address)
+    version = digest(script, image, settings.server_address, str(settings.served))
     box = podman.containers().get(SERVER)
     if box and box["Labels"].get("gpufleet.version") == version:
         if box["State"] != "running":

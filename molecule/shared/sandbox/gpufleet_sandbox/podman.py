@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .settings import LABEL, NETWORK, Settings
+from .settings import LABEL, NETWORK, SandboxError, Settings
 from .shell import run
 
 # crun refuses hybrid cgroups; the default limits cannot be set without CAP_SYS_RESOURCE.
@@ -49,13 +49,16 @@ def containers() -> dict[str, dict[str, Any]]:
 
 
 def ensure_network(settings: Settings) -> None:
-    """Make the fleet's own network; an old one with another range is replaced when nothing is on it."""
+    """Make the fleet's own network; one with another range is replaced, hosts and all."""
     if NETWORK in podman("network", "ls", "--format", "{{.Name}}").split():
         described = json.loads(podman("network", "inspect", NETWORK))[0]
         if described["subnets"][0]["subnet"] == str(settings.subnet):
             return
-        podman("network", "rm", NETWORK)
-    podman("network", "create", "--subnet", str(settings.subnet), "--label", LABEL, NETWORK)
+        podman("network", "rm", "--force", NETWORK)
+    try:
+        podman("network", "create", "--subnet", str(settings.subnet), "--label", LABEL, NETWORK)
+    except SandboxError as error:
+        raise SandboxError(f"{error}\nRemedy: name a free range in GPUFLEET_SUBNET, such as 10.214.0.0/24.") from error
 
 
 def create(name: str, image: str, address: str, labels: dict[str, str], options: list[str], command: list[str]) -> None:

@@ -664,6 +664,7 @@ def boot() -> None:
         boot_wsl(described)
     else:
         load_at_boot()
+    write_tree(Path("/run/systemd/timesync"), {"synchronized": ""})
     mount_over(PCI_DEVICES, "/sys/bus/pci/devices")
     mount_over(PCI_DRIVERS, "/sys/bus/pci/drivers")
     mount_over(SYS_MODULE, "/sys/module")
