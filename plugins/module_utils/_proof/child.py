@@ -28,7 +28,8 @@ BUILD_ACCOUNT = "gpufleet"
 KILL_PATIENCE = 5.0  # seconds a process killed by SIGKILL gets to disappear
 KEPT_OUTPUT = 8192  # bytes kept of the beginning and of the end of stdout and stderr
 KEPT_RECORDS = 1 << 20
-PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 1, 36, 37
+LIBC = ctypes.CDLL(None)
 
 
 class AccountError(Exception):
@@ -91,8 +92,7 @@ class Captured:
 class Child:
     """One script in one foreign interpreter."""
 
-    def __init__(self, label: str, deadline: float) -> None:
-        self.label = label
+    def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.records: list[dict[str, Any]] = []
         self.garbage: str | None = None  # what came over the record pipe and is no record
@@ -154,7 +154,7 @@ class Child:
                     cwd=directory,
                     env=clean_environment(directory),
                     start_new_session=True,
-                    preexec_fn=_forbid_core_files,
+                    preexec_fn=_prepare,
                     **identity,
                 )
             except (OSError, subprocess.SubprocessError) as error:
@@ -254,8 +254,10 @@ def clean_environment(directory: str) -> dict[str, str]:
     }
 
 
-def _forbid_core_files() -> None:
+def _prepare() -> None:
+    """In the child, after the change of account: no core files, and no life longer than ours, should we be killed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class Nursery:
@@ -268,15 +270,14 @@ class Nursery:
         self.children: list[Child] = []
         self._others: set[int] = set()
         self._reaper = 0
-        self._libc = ctypes.CDLL(None)
 
     def __enter__(self) -> Nursery:
         # Processes that a script detached from itself become our children when their parent dies, so that we can find
         # them without reading anything of theirs (which can block on a hung process).
         flag = ctypes.c_int()
-        self._libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+        LIBC.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
         self._reaper = flag.value
-        self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._others = children_of(os.getpid())
         return self
 
@@ -290,25 +291,19 @@ class Nursery:
             child.deadline = 0.0
             child.advance()
         self._kill_strays()
-        self._libc.prctl(PR_SET_CHILD_SUBREAPER, self._reaper, 0, 0, 0)
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, self._reaper, 0, 0, 0)
         for directory in self._directories:
             shutil.rmtree(directory, ignore_errors=True)
 
     def start(
-        self,
-        label: str,
-        python: Sequence[str],
-        source: str,
-        request: dict[str, Any],
-        account: Account,
-        deadline: float,
+        self, python: Sequence[str], source: str, request: dict[str, Any], account: Account, deadline: float
     ) -> Child:
         """A new child in a new private directory."""
         directory = tempfile.mkdtemp(prefix="gpufleet-proof-", dir=self._parent)
         self._directories.append(directory)
         if account.switch:
             os.chown(directory, account.uid, account.gid)
-        child = Child(label, deadline)
+        child = Child(deadline)
         child.start(python, source, request, account, directory)
         self.children.append(child)
         return child

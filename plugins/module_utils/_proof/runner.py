@@ -118,7 +118,7 @@ def _start_torch(nursery: Nursery, settings: dict[str, Any], account: Account, d
     # A link such as `current` is followed once, here: Python imports late, and the link can be switched meanwhile.
     python = os.path.join(os.path.realpath(folder), name)
     request = {"companions": sorted((settings.get("expect") or {}).get("companions") or {})}
-    return nursery.start("torch", [python, "-I", "-B"], source_of(torch_checks), request, account, deadline)
+    return nursery.start([python, "-I", "-B"], source_of(torch_checks), request, account, deadline)
 
 
 def _finish_torch(nursery: Nursery, child: Child, gpus: Sequence[dict[str, Any]]) -> judge.Outcome:
@@ -141,7 +141,7 @@ def _try_driver(
     command = ["/usr/bin/python3" if host.runnable("/usr/bin/python3") else python, "-I", "-S", "-B"]
     now = time.monotonic()
     limit = now + min(DRIVER_LIMIT, max(0.0, deadline - now) / 2)
-    child = nursery.start("driver", command, source_of(driver_kernel), {}, account, limit)
+    child = nursery.start(command, source_of(driver_kernel), {}, account, limit)
     nursery.run_until(lambda: child.done or _shown(child) is not None)
     driver.gpus = _shown(child) or []
     _choose(driver, settings, child, host)

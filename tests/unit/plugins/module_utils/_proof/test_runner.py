@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -240,6 +243,33 @@ def test_nothing_is_left_in_the_temporary_directory(environment):
     environment.torch("import os, pathlib; pathlib.Path(os.environ['HOME'], 'cache').mkdir()")
     assert static(environment)["verdict"] == "passed"
     assert set(glob.glob("/tmp/gpufleet-proof-*")) <= before
+
+
+def test_a_killed_runner_takes_its_child_along(environment):
+    environment.torch("import time; time.sleep(3600)")
+    collections = next(path for path in sys.path if path.endswith("/collections"))
+    code = (
+        f"import sys; sys.path.insert(0, {collections!r})\n"
+        "from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner\n"
+        f"runner.run_checks({environment.python!r}, {{}}, None, 60)\n"
+    )
+    before = set(glob.glob("/tmp/gpufleet-proof-*"))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_for(lambda: len(processes_with(environment.python)) == 2)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not processes_with(environment.python))
+    for directory in set(glob.glob("/tmp/gpufleet-proof-*")) - before:  # nobody was left to remove it
+        shutil.rmtree(directory)
+
+
+def wait_for(condition):
+    limit = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 def test_a_process_that_cannot_be_killed_is_reported_and_not_waited_for(environment, monkeypatch):
