@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from array import array
+from functools import partial
 from typing import Any, Callable
 
 # PTX 6.0 for compute capability 5.0: every driver and GPU of the knowledge base assembles it for itself. The low 32
@@ -184,8 +185,16 @@ def describe(cuda: Cuda, index: int) -> dict[str, Any]:
     }
 
 
-def run_kernel(cuda: Cuda, index: int) -> str:
+def make_words() -> tuple[array[int], array[int], array[int]]:
+    """Two inputs in which every bit changes, and what the kernel makes of them."""
+    left = array("I", ((i * 2654435761 + 12345) & WORD for i in range(COUNT)))
+    right = array("I", ((i * 40503 + 977) & WORD for i in range(COUNT)))
+    return left, right, array("I", ((x * y + i) & WORD for i, (x, y) in enumerate(zip(left, right))))
+
+
+def run_kernel(cuda: Cuda, index: int, words: tuple[array[int], array[int], array[int]]) -> str:
     """Compile, run and compare on one GPU, in a context of its own."""
+    left, right, expected = words
     device, context = ctypes.c_int(), ctypes.c_void_p()
     cuda("cuDeviceGet", ctypes.byref(device), index)
     cuda("cuCtxCreate_v2", ctypes.byref(context), 0, device)
@@ -193,8 +202,6 @@ def run_kernel(cuda: Cuda, index: int) -> str:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         cuda("cuModuleLoadData", ctypes.byref(module), PTX)
         cuda("cuModuleGetFunction", ctypes.byref(function), module, b"blend")
-        left = array("I", ((i * 2654435761 + 12345) & WORD for i in range(COUNT)))
-        right = array("I", ((i * 40503 + 977) & WORD for i in range(COUNT)))
         size = COUNT * 4
         pointers = [ctypes.c_uint64() for _buffer in range(3)]
         for pointer in pointers:
@@ -211,8 +218,7 @@ def run_kernel(cuda: Cuda, index: int) -> str:
         cuda("cuMemcpyDtoH_v2", ctypes.c_void_p(out.buffer_info()[0]), pointers[2], ctypes.c_size_t(size))
     finally:
         cuda.library.cuCtxDestroy_v2(context)  # after an error it fails as well, and would hide the first error
-    expected = array("I", ((x * y + i) & WORD for i, (x, y) in enumerate(zip(left, right))))
-    wrong = [i for i in range(COUNT) if out[i] != expected[i]]
+    wrong = [i for i, (is_now, must_be) in enumerate(zip(out, expected)) if is_now != must_be]
     if wrong:
         at = wrong[0]
         raise ArithmeticError(
@@ -249,11 +255,12 @@ def main(arguments: list[str]) -> None:
     records.write(event="gpus", gpus=gpus)
     with os.fdopen(int(arguments[2])) as control:
         chosen = json.loads(control.readline() or "{}").get("gpus") or []
+    words = make_words()
     threads = []
     for gpu in gpus:
         if gpu["pci_address"] not in chosen:
             continue
-        check = ("gpu.driver_kernel", lambda index=gpu["index"]: run_kernel(cuda[0], index), gpu["pci_address"])
+        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words), gpu["pci_address"])
         threads.append(threading.Thread(target=records.check, args=check))
         threads[-1].start()
     for thread in threads:
