@@ -201,7 +201,7 @@ observation:
     gpus:
       description: >-
         Every NVIDIA GPU that the PCI bus, NVML or libcuda shows, by PCI address. Virtual functions are left out: they belong
-        to guests.
+        to guests. Null where the kernel shows no PCI bus and no driver names a GPU.
       type: list
       elements: dict
       contains:
@@ -297,14 +297,15 @@ observation:
           sample: open
         source:
           description: >-
-            Where the driver comes from: C(nvidia) (NVIDIA's repository) or C(distro) by the packages' maintainer, C(runfile)
-            (NVIDIA's .run installer), C(wsl), or null.
+            Where the driver comes from: C(nvidia) (NVIDIA's repository) or C(distro), as its packages do, C(runfile)
+            (NVIDIA's .run installer, which leaves its uninstaller), C(wsl), or null.
           type: str
           sample: nvidia
         packages:
           description: >-
-            Driver packages that dpkg or rpm knows, with C(name), C(version), C(source) (C(nvidia), C(distro), C(unknown)), C(held) and
-            C(state) in dpkg's words; C(config-files) means removed but not purged.
+            Driver packages that dpkg or rpm knows, with C(name), C(version), C(source), C(held) and C(state) in dpkg's words;
+            C(config-files) means removed but not purged. C(source) is C(nvidia) by section, maintainer or the lists of a
+            repository whose origin is NVIDIA, C(distro) by maintainer or vendor, else C(unknown).
           type: list
           elements: dict
           sample: [{name: nvidia-open, version: 580.95.05-1, source: nvidia, held: false, state: installed}]
@@ -410,11 +411,11 @@ observation:
           type: bool
           sample: true
         owner:
-          description: Owner of the environment's folder.
+          description: Account that the current release was built for, from its stamp; without one, the owner of the folder.
           type: str
           sample: root
         group:
-          description: Group of the environment's folder.
+          description: Group that may read the environment, from the stamp; without one, the group of the folder.
           type: str
           sample: root
         torch:

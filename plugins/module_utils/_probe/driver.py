@@ -64,10 +64,20 @@ def persistence(host: Host) -> dict[str, Any]:
         for folder in _UNIT_FOLDERS
         for name in host.names(folder)
         if name.endswith((".wants", ".requires"))
-    )
+    ) or _started_by_udev(host)
     # systemd keeps this link exactly as long as the unit is active (unit_export_invocation_id in its source).
     active = host.lstat(f"/run/systemd/units/invocation:{_UNIT}") is not None
     return {"unit": _UNIT, "present": present, "enabled": present and enabled, "active": active}
+
+
+def _started_by_udev(host: Host) -> bool:
+    """Ubuntu's unit has no [Install] section: a udev rule starts it with the GPU."""
+    return any(
+        _UNIT in (host.text(f"{folder}/{name}") or "")
+        for folder in ("/etc/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d")
+        for name in host.names(folder)
+        if "nvidia" in name
+    )
 
 
 def graphical(host: Host) -> bool:

@@ -33,12 +33,14 @@ def observe(host: Host, root: str, wanted: list[str], unknown: list[dict[str, st
         path = f"{root.rstrip('/')}/{name}"
         if name.startswith(".") or (wanted and name not in wanted) or not host.is_dir(f"{path}/releases"):
             continue
-        found.append(_environment(host, name, path, unknown))
+        try:
+            found.append(_environment(host, name, path, unknown))
+        except (OSError, Unreadable, ValueError) as error:
+            unknown.append({"what": f"environments[{name}]", "why": str(error)})
     return found
 
 
 def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]) -> dict[str, Any]:
-    state = host.lstat(path)
     current = _release(host, path, "current")
     stamps = {entry[: -len(".json")] for entry in host.names(f"{path}/stamps") if entry.endswith(".json")}
     releases = [entry for entry in host.names(f"{path}/releases") if host.is_dir(f"{path}/releases/{entry}")]
@@ -50,13 +52,16 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
         "releases": [{"id": release, "stamped": release in stamps} for release in releases],
         "python": None,
         "interpreter_ok": False,
-        "owner": user_name(state.st_uid) if state else None,
-        "group": group_name(state.st_gid) if state else None,
+        "owner": None,
+        "group": None,
         "torch": None,
         "companions": {},
         "integrity": None,
         "stamp": None,
     }
+    state = host.lstat(path)
+    if state:
+        found["owner"], found["group"] = user_name(state.st_uid), group_name(state.st_gid)
     if current is None:
         return found
     release = f"{path}/releases/{current}"
@@ -65,9 +70,12 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
         found["stamp"] = _stamp(host, path, current)
     except (OSError, Unreadable, ValueError) as error:
         unknown.append({"what": f"{what}.stamp", "why": f"{path}/stamps/{current}.json: {error}"})
+    for key in ("owner", "group"):  # whom the release was built for; the folder itself is root's
+        named = (found["stamp"] or {}).get(key)
+        found[key] = named if isinstance(named, str) else found[key]
     try:
         found["integrity"] = integrity(host, path, current, found["stamp"])
-    except (OSError, Unreadable) as error:
+    except (OSError, Unreadable, ValueError) as error:
         unknown.append({"what": f"{what}.integrity", "why": str(error)})
     python = _PYTHON.search(host.text(f"{release}/pyvenv.cfg") or "")
     found["python"] = python.group(1) if python else None

@@ -61,7 +61,7 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
         "schema": SCHEMA,
         "observed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "os": _os(host, notes),
-        "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown) or [],
+        "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown),
         "driver": _driver(host, notes),
         "environments": notes.attempt(
             "environments", environments.observe, host, request.root, request.environments, notes.unknown
@@ -171,7 +171,10 @@ def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], 
     nvml, libcuda = answers.get("nvml"), answers.get("libcuda")
     for what, why in (nvml or {}).get("problems", []):
         notes.add(what, why)
-    seen["gpus"] = _gpus(seen["gpus"], nvml, libcuda, notes)
+    if seen["gpus"] is not None or nvml or libcuda:
+        seen["gpus"] = _gpus(seen["gpus"] or [], nvml, libcuda, notes)
+    elif not any(note["what"] == "gpus" for note in notes.unknown):
+        notes.add("gpus", "the kernel shows no PCI bus (/sys/bus/pci/devices), and no driver names a GPU")
     if children:
         pids = [pid for gpu in (nvml or {}).get("gpus", []) for pid in gpu["compute_pids"]]
         own = [os.getpid(), *(process.pid for process in children.values())]

@@ -9,10 +9,13 @@ import fnmatch
 import re
 from typing import Any, Iterator
 
-from .host import MIB, Host
+from .host import KIB, MIB, Host
 
 _DPKG = "/var/lib/dpkg/status"
 _DPKG_LIMIT = 64 * MIB
+_LISTS = "/var/lib/apt/lists"
+_NVIDIA_ORIGIN = re.compile(r"^Origin:\s*NVIDIA\s*$", re.MULTILINE)
+_INDEX_VERSION = re.compile(rb"\nVersion: ([^\n]+)")
 _RPM_FOLDERS = ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
 _RPM_LIMIT = 20.0
 
@@ -54,7 +57,13 @@ def is_driver_package(name: str) -> bool:
 def installed(host: Host) -> list[dict[str, Any]]:
     """Return the host's driver packages, by name."""
     if host.exists(_DPKG):
-        return dpkg_packages(host.read_bytes(_DPKG, _DPKG_LIMIT))
+        found = dpkg_packages(host.read_bytes(_DPKG, _DPKG_LIMIT))
+        if any(package["source"] != "nvidia" for package in found):
+            published = nvidia_publishes(host)
+            for package in found:
+                if (package["name"], package["version"]) in published:
+                    package["source"] = "nvidia"
+        return found
     if any(host.is_dir(folder) for folder in _RPM_FOLDERS):
         form = "%{NAME}\\t%{EPOCHNUM}\\t%{VERSION}-%{RELEASE}\\t%{VENDOR} %{PACKAGER}\\n"
         return rpm_packages(host.run(["rpm", "-qa", "--queryformat", form, "*nvidia*", "*cuda*", "nvlsm"], _RPM_LIMIT))
@@ -76,12 +85,38 @@ def dpkg_packages(status: bytes) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "version": fields.get("version"),
-                "source": origin(fields.get("maintainer", "")),
+                "source": "nvidia" if fields.get("section") == "NVIDIA" else origin(fields.get("maintainer", "")),
                 "held": words[0] == "hold",
                 "state": words[2],
             }
         )
     return sorted(found, key=lambda package: package["name"])
+
+
+def nvidia_publishes(host: Host) -> set[tuple[str, str]]:
+    """Return (name, version) of the driver packages in the lists of repositories whose origin is NVIDIA.
+
+    NVIDIA's packages are built from the packaging of Debian and Ubuntu, so a stanza alone may name their maintainers.
+    """
+    found: set[tuple[str, str]] = set()
+    names = host.names(_LISTS)
+    for release in names:
+        prefix, _, kind = release.rpartition("_")
+        if kind not in ("InRelease", "Release") or not _NVIDIA_ORIGIN.search(host.head(f"{_LISTS}/{release}", 4 * KIB)):
+            continue
+        for name in names:
+            if name.startswith(prefix) and name.endswith("_Packages"):
+                found.update(_published(host.read_bytes(f"{_LISTS}/{name}", _DPKG_LIMIT)))
+    return found
+
+
+def _published(index: bytes) -> Iterator[tuple[str, str]]:
+    """Name and version of the driver packages in a Packages file."""
+    for match in _DPKG_STANZA.finditer(index):
+        end = index.find(b"\n\n", match.end())
+        version = _INDEX_VERSION.search(index, match.end() - 1, end if end >= 0 else len(index))
+        if version:
+            yield match.group(1).decode("utf-8", "replace"), version.group(1).decode("utf-8", "replace")
 
 
 def rpm_packages(text: str) -> list[dict[str, Any]]:

@@ -44,8 +44,13 @@ def pci_address(text: str) -> str | None:
     return f"{int(domain, 16):04x}:{bus}:{device}.{function}"
 
 
-def pci_gpus(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return NVIDIA's display and 3D controllers, by address; virtual functions are the hypervisor's to give away."""
+def pci_gpus(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]] | None:
+    """Return NVIDIA's display and 3D controllers, by address, or None where the kernel shows no PCI bus.
+
+    Virtual functions are left out: they are the hypervisor's to give away.
+    """
+    if not host.is_dir(_PCI):
+        return None
     gpus = []
     for name in host.names(_PCI):
         address = pci_address(name)

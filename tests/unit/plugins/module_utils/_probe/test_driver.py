@@ -65,6 +65,12 @@ def test_a_unit_that_is_installed_only(tree):
     assert driver.persistence(tree.host()) == {"unit": UNIT, "present": True, "enabled": False, "active": False}
 
 
+def test_a_unit_that_udev_starts_counts_as_enabled(tree):
+    tree.file(f"/lib/systemd/system/{UNIT}", "[Unit]\n")
+    rule = f'ACTION=="add", DEVPATH=="/bus/pci/drivers/nvidia", TAG+="systemd", ENV{{SYSTEMD_WANTS}}="{UNIT}"\n'
+    assert driver.persistence(tree.file("/lib/udev/rules.d/71-nvidia.rules", rule).host())["enabled"] is True
+
+
 def test_a_masked_unit_is_neither_present_nor_enabled(tree):
     tree.link(f"/etc/systemd/system/{UNIT}", "/dev/null").file(f"/usr/lib/systemd/system/{UNIT}").file("/dev/null")
     tree.link(f"/etc/systemd/system/multi-user.target.wants/{UNIT}", "x")

@@ -47,6 +47,21 @@ def test_an_intact_environment(debian):
     assert unknown == []
 
 
+def test_owner_and_group_are_those_of_the_stamp(debian):
+    (found,) = _observe(debian.environment(owner="alice", group="vision"))
+    assert (found["owner"], found["group"]) == ("alice", "vision")
+
+
+def test_an_environment_that_cannot_be_described_is_named_and_the_others_are(debian):
+    unknown = []
+    debian.environment("a").environment("b")
+    stamps = debian.path(f"{ROOT}/a/stamps")
+    os.rename(stamps, debian.path(f"{ROOT}/a/moved"))
+    stamps.symlink_to("stamps")
+    assert [found["name"] for found in _observe(debian, unknown=unknown)] == ["b"]
+    assert [entry["what"] for entry in unknown] == ["environments[a]"]
+
+
 def test_only_the_wanted_environments_and_no_hidden_folders(debian):
     debian.environment("base").environment("team-a").folder(f"{ROOT}/.cache/releases").folder(f"{ROOT}/stray")
     assert [found["name"] for found in _observe(debian)] == ["base", "team-a"]

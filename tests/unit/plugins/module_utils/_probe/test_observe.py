@@ -182,12 +182,26 @@ def test_problems_of_nvml_are_passed_on(debian, answers):
     assert observe(debian.loaded().host(), Request())["unknown"] == [{"what": "gpus[nvml 0]", "why": "GPU is lost"}]
 
 
+def test_without_a_bus_and_a_driver_the_gpus_are_not_known(tree):
+    seen = observe(tree.file("/etc/os-release", "ID=debian\n").host(), Request())
+    assert seen["gpus"] is None
+    assert _whats(seen) == ["gpus"]
+    assert "no PCI bus" in seen["unknown"][0]["why"]
+
+
+def test_where_the_bus_is_hidden_the_driver_is_enough(tree, answers):
+    answers["nvml"] = _nvml(RTX_5070)
+    seen = observe(tree.file("/etc/os-release", "ID=debian\n").file("/dev/nvidiactl").host(), Request())
+    assert [gpu["source"] for gpu in seen["gpus"]] == ["nvml"]
+    assert seen["unknown"] == []
+
+
 def test_wsl_has_a_gpu_without_pci_and_takes_versions_from_nvml(tree, answers):
     answers["nvml"] = _nvml(RTX_5070)
     tree.file("/proc/sys/kernel/osrelease", "6.6.87.2-microsoft-standard-WSL2\n").file("/dev/dxg")
     tree.file("/etc/os-release", "ID=ubuntu\nID_LIKE=debian\nVERSION_ID=24.04\n")
     tree.file("/usr/lib/wsl/lib/libcuda.so.1.1").link("/usr/lib/wsl/lib/libcuda.so.1", "libcuda.so.1.1")
-    seen = observe(tree.host(), Request())
+    seen = observe(tree.folder("/sys/bus/pci/devices").host(), Request())
     (gpu,) = seen["gpus"]
     assert (gpu["source"], gpu["chip"], gpu["pci_device_id"], gpu["kernel_driver"]) == ("nvml", "GB205", "2f04", None)
     assert gpu["pcie"] == RTX_5070["pcie"]

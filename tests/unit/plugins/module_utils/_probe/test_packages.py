@@ -112,6 +112,43 @@ def test_the_origin_is_told_by_maintainer_or_vendor(maintainer, source):
     assert packages.origin(maintainer) == source
 
 
+LIST = "/var/lib/apt/lists/mirror.example.org_nvidia_debian12_x86%5f64"
+INDEX = """\
+Package: libcuda1
+Architecture: amd64
+Version: 580.105.08-1
+
+Package: libcuda1
+Source: nvidia-graphics-drivers
+Version: 580.95.05-1
+Architecture: amd64
+
+Package: cuda-toolkit-12-8
+Version: 12.8.1-1
+"""
+
+
+@pytest.mark.parametrize(
+    ("origin", "version", "source"),
+    [
+        ("NVIDIA", "580.95.05-1", "nvidia"),
+        ("NVIDIA", "580.105.08-1", "nvidia"),
+        ("NVIDIA", "550.163.01-2", "distro"),
+        ("Debian", "580.95.05-1", "distro"),
+    ],
+)
+def test_what_nvidias_repository_lists_is_nvidias_whoever_the_maintainer(tree, origin, version, source):
+    tree.file(f"{LIST}_InRelease", f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\nOrigin: {origin}\nLabel: x\n")
+    tree.file(f"{LIST}_Packages", INDEX)
+    tree.dpkg(("libcuda1", "install ok installed", version, DEBIAN))
+    assert [package["source"] for package in _installed(tree)] == [source]
+
+
+def test_nvidias_section_says_it_as_well():
+    text = b"Package: libcuda1\nStatus: install ok installed\nSection: NVIDIA\nMaintainer: Me <me@example.org>\nVersion: 1-1\n\n"
+    assert [package["source"] for package in packages.dpkg_packages(text)] == ["nvidia"]
+
+
 def test_rpm_packages_are_asked_for_by_name_and_keep_their_epoch(tree):
     tree.folder("/var/lib/rpm")
     tree.commands["rpm"] = (

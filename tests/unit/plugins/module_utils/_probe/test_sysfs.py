@@ -55,8 +55,12 @@ def test_a_device_that_answers_garbage_is_unknown_and_the_others_stay(tree):
     assert [entry["what"] for entry in unknown] == ["gpus[0000:02:00.0]"]
 
 
-def test_a_host_without_pci_has_no_pci_gpus(tree):
-    assert _gpus(tree) == ([], [])
+def test_a_bus_without_gpus_has_none(tree):
+    assert _gpus(tree.folder("/sys/bus/pci/devices")) == ([], [])
+
+
+def test_a_host_that_shows_no_bus_is_told_from_one_without_gpus(tree):
+    assert _gpus(tree) == (None, [])
 
 
 @pytest.mark.parametrize(
