@@ -117,7 +117,7 @@ def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fres
     hosts.ensure_keys(settings, names)
     password = hosts.become_password(settings)
     boxes = podman.containers()
-    created = []
+    booting = []
     for name in names:
         persona = settings.personas[name]
         tag = tags[persona["image"]]
@@ -130,6 +130,7 @@ def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fres
             if box["State"] != "running":
                 say(f"starting {name}")
                 podman.podman("start", container)
+                booting.append(name)
             continue
         if box:
             say(f"{name}: making it anew" + ("" if fresh else ", because its definition changed"))
@@ -144,10 +145,10 @@ def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fres
         )
         podman.podman("cp", "--archive=false", "-", f"{container}:/", data=overlay)
         podman.podman("start", container)
-        created.append(name)
-    if created:
-        with step(f"booting {', '.join(created)}"):
-            for name in created:
+        booting.append(name)
+    if booting:
+        with step(f"booting {', '.join(booting)}"):
+            for name in booting:
                 wait_for(settings, name)
                 if settings.personas[name].get("sudo") == "password":
                     line = f"{hosts.USER}:{password}\n".encode()

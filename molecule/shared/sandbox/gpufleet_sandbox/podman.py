@@ -69,6 +69,10 @@ def create(name: str, image: str, address: str, labels: dict[str, str], options:
 
 
 def remove(*names: str) -> None:
-    """Remove containers, running or not."""
-    if names:
-        podman("rm", "--force", "--time", "1", "--ignore", *names)
+    """Remove containers, running or not. One that is just being restarted can escape the first attempt."""
+    for attempt in range(3):
+        if not names:
+            return
+        podman("rm", "--force", "--time", "0", "--ignore", *names, check=attempt == 2)
+        left = podman("ps", "--all", "--format", "{{.Names}}").split()
+        names = tuple(name for name in names if name in left)

@@ -45,11 +45,11 @@ def build_index(settings: Settings, real: bool, stop: threading.Event) -> None:
 def have_real(settings: Settings) -> bool:
     """Whether torch's own wheels are all there."""
     marker = settings.served / "real" / REAL_MARKER
-    return marker.exists() and marker.read_text() == _version()
+    return marker.exists() and marker.read_text() == _version(load_yaml("torch_index.yml")["real"])
 
 
-def _version() -> str:
-    return digest((SANDBOX / "torch_index.yml").read_bytes(), Path(wheels.__file__).read_bytes())
+def _version(described: dict[str, Any]) -> str:
+    return digest(json.dumps(described))
 
 
 # -- torch's own wheels -----------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def build_real(settings: Settings, described: dict[str, Any], stop: threading.Ev
         return
     shutil.rmtree(settings.cache / "downloads")
     write_pages(folder, _listed(folder))
-    write_if_changed(settings.served / "real" / REAL_MARKER, _version())
+    write_if_changed(settings.served / "real" / REAL_MARKER, _version(described))
 
 
 def _fetch(
