@@ -65,15 +65,22 @@ def hold(torch_python):
 
 @pytest.fixture
 def tampered(torch_python):
-    """A virtual environment that sees the machine's torch, changed by a sitecustomize of its own."""
+    """A virtual environment that sees the machine's torch, changed by a module that its site-packages loads at start."""
     root = Path(tempfile.mkdtemp(prefix="proof-gpu-test-"))
     root.chmod(0o755)
     command = [torch_python, "-I", "-m", "venv", "--without-pip", "--system-site-packages", str(root)]
     subprocess.run(command, check=True)
     site = next(root.glob("lib/python3*/site-packages"))
+    # Where the Python under test is a virtual environment itself, the new one sees the system's packages, not that one's.
+    where = [torch_python, "-I", "-c", "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))"]
+    packages = subprocess.run(where, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    (site / "torch_of_the_machine.pth").write_text(packages + "\n", encoding="utf-8")
+
+    # Not sitecustomize: Ubuntu has one of its own, which comes first.
+    (site / "torch_tampered.pth").write_text("import tampered_torch\n", encoding="ascii")
 
     def change(code):
-        (site / "sitecustomize.py").write_text("import torch\n" + code, encoding="ascii")
+        (site / "tampered_torch.py").write_text("import torch\n" + code, encoding="ascii")
         return str(root / "bin" / "python")
 
     yield change

@@ -113,11 +113,13 @@ def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
             check = _first_check(environment, "failed")
             text = f"{clean(environment.get('name'))}: {clean(check.get('id'))}: {clean(check.get('evidence'))}"
             return "not_proven", text, clean(check.get("remedy")) or "Run cuda_verify with -v for the evidence."
-    if proof.get("verdict") == "passed" and environments and proof.get("level") in LEVELS:
-        if LEVELS.index(proof["level"]) >= LEVELS.index(required):
-            return "ready", "", ""
-        reason = f"proven at level {proof['level']}, level {required} is required"
+    short = [item for item in map(_mapping, environments) if not _reaches(item.get("proven"), required)]
+    if environments and not short and proof.get("verdict") in ("passed", "not_run"):
+        return "ready", "", ""
+    if short and short[0].get("proven") in LEVELS and short[0].get("verdict") == "passed":
+        reason = f"{clean(short[0].get('name'))} is proven at level {short[0]['proven']}, level {required} is required"
         return "not_proven", reason, f"Set gpu_proof_level to {required} or higher."
+    environments = short or environments
     check = _first_check(environments[0], "not_run") if environments else {}
     reason = clean(_mapping(environments[0]).get("reason")) if environments else "no environment was proven"
     reason = reason or clean(check.get("evidence")) or "the proof did not run to its end"
@@ -126,6 +128,10 @@ def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
         f"{required} was not run: {reason}",
         clean(check.get("remedy")) or "Mend the cause, then run again.",
     )
+
+
+def _reaches(proven: Any, required: str) -> bool:
+    return proven in LEVELS and LEVELS.index(proven) >= LEVELS.index(required)
 
 
 def _first_check(environment: Any, status: str) -> dict[str, Any]:
@@ -175,9 +181,13 @@ def _torch(plan: dict[str, Any], observation: dict[str, Any]) -> str:
 
 def _proof(proof: Any) -> str:
     proof = _mapping(proof)
-    if not proof.get("verdict"):
+    level, verdict = clean(proof.get("level")), clean(proof.get("verdict")).replace("_", " ")
+    if not verdict:
         return "-"
-    return f"{clean(proof.get('level'))} {clean(proof.get('verdict')).replace('_', ' ')}"
+    proven = {clean(_mapping(item).get("proven")) for item in _list(proof.get("environments"))}
+    if verdict == "not run" and len(proven) == 1 and proven <= set(LEVELS):
+        return f"{proven.pop()} passed, {level} not run"
+    return f"{level} {verdict}"
 
 
 _COLUMNS = (

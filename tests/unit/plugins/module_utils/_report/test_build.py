@@ -28,7 +28,11 @@ READY = {
             "environments": [{"name": "base", "current": "r1", "torch": {"version": "2.9.1+cu128"}}],
         },
     },
-    "proof": {"verdict": "passed", "level": "quick", "environments": [{"name": "base", "verdict": "passed"}]},
+    "proof": {
+        "verdict": "passed",
+        "level": "quick",
+        "environments": [{"name": "base", "verdict": "passed", "level": "quick", "proven": "quick"}],
+    },
     "required_level": "quick",
 }
 
@@ -65,12 +69,16 @@ def test_ready_row_shows_what_is_there():
         ("planned.plan.actions", [{"what": "install"}], "unfinished"),
         ("proof", {}, "not_proven"),
         ("proof", None, "not_proven"),
-        ("proof.verdict", "not_run", "not_proven"),
         ("proof.verdict", None, "not_proven"),
         ("proof.verdict", True, "not_proven"),
-        ("proof.level", "static", "not_proven"),
-        ("proof.level", "QUICK", "not_proven"),
         ("proof.environments", [], "not_proven"),
+        ("proof.environments", [{"name": "base", "verdict": "passed"}], "not_proven"),
+        ("proof.environments", [{"name": "base", "verdict": "passed", "proven": None}], "not_proven"),
+        ("proof.environments", [{"name": "base", "verdict": "passed", "proven": "QUICK"}], "not_proven"),
+        ("proof.environments", [{"name": "base", "verdict": "passed", "proven": "static"}], "not_proven"),
+        ("proof.environments", [{"name": "base", "verdict": "not_run", "proven": "static"}], "not_proven"),
+        ("proof.environments", [{"proven": "quick"}, {"proven": "static"}], "not_proven"),
+        ("proof.environments", [{"proven": "quick"}, None], "not_proven"),
         ("proof.environments", [{"name": "base", "verdict": "failed"}], "not_proven"),
         ("required_level", None, "not_proven"),
         ("required_level", "full", "not_proven"),
@@ -82,6 +90,15 @@ def test_anything_missing_or_wrong_is_not_ready(path, value, outcome):
     assert row["ready"] is False
     assert row["reason"]
     assert row["remedy"]
+
+
+def test_what_was_not_run_is_no_obstacle_where_less_is_required():
+    state = changed("required_level", "static")
+    state["proof"]["verdict"] = "not_run"
+    state["proof"]["environments"] = [{"name": "base", "verdict": "not_run", "proven": "static"}]
+    row = host_row("ws", state)
+    assert row["ready"] is True
+    assert row["proof"] == "static passed, quick not run"
 
 
 def test_failed_proof_names_the_check_even_where_the_task_failed():
