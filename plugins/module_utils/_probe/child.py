@@ -39,7 +39,7 @@ class Child:
 
     def output(self) -> bytes:
         """Return all that the process wrote before it ended with status 0."""
-        data, _ = self._read(b"")
+        data = self._read(b"")[0]
         status = self._wait(max(self._deadline - time.monotonic(), _GRACE))
         if status is None:
             raise NoAnswer(self._kill())

@@ -91,8 +91,8 @@ def _lock_holder(host: Host, path: str) -> int | None:
     """Return the process that holds a file's lock (0: one that cannot be seen from here), or None."""
     with host.open(path) as file:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else max(pid, 0)
+        answer = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return None if answer[0] == fcntl.F_UNLCK else max(answer[-1], 0)
 
 
 def _holder(host: Host, pid: int) -> str:

@@ -54,9 +54,14 @@ def newest_first(releases: set[str]) -> list[str]:
     return sorted(releases, key=key, reverse=True)
 
 
+def running_kernel(host: Host) -> str:
+    """Return the release of the running kernel."""
+    return (host.text("/proc/sys/kernel/osrelease", KIB) or host.release).strip()
+
+
 def kernels(host: Host) -> list[dict[str, Any]]:
     """Return the running kernel and those installed in /boot, the newest first."""
-    running = (host.text("/proc/sys/kernel/osrelease", KIB) or host.release).strip()
+    running = running_kernel(host)
     installed = set()
     for name in host.names("/boot"):
         for prefix in _IMAGES:
@@ -182,7 +187,7 @@ def _printed(text: str) -> dict[str, str]:
     """Fields as ``modinfo -0`` prints them: "name:   value", each ended by NUL; the first of a name counts."""
     fields: dict[str, str] = {}
     for entry in text.split("\0"):
-        name, _, value = entry.partition(":")
+        name, _colon, value = entry.partition(":")
         fields.setdefault(name.strip(), value.strip())
     return fields
 
@@ -191,7 +196,7 @@ def _modinfo(file: BinaryIO) -> dict[str, str]:
     """Fields of the .modinfo section: "name=value", each ended by NUL; the first of a name counts."""
     fields: dict[str, str] = {}
     for entry in _modinfo_section(file).decode("utf-8", "replace").split("\0"):
-        name, _, value = entry.partition("=")
+        name, _equals, value = entry.partition("=")
         fields.setdefault(name, value)
     return fields
 
@@ -209,8 +214,9 @@ def _unpacked(file: BinaryIO, packed: str) -> BinaryIO:
 def _unxz(file: BinaryIO) -> Iterator[bytes]:
     unpacker = lzma.LZMADecompressor()
     while not unpacker.eof:
-        data = file.read(_CHUNK) if unpacker.needs_input else b""
-        if unpacker.needs_input and not data:
+        hungry = bool(unpacker.needs_input)
+        data = file.read(_CHUNK) if hungry else b""
+        if hungry and not data:
             raise Unreadable("it ends too early")
         yield unpacker.decompress(data, MIB)
 

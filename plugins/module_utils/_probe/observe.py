@@ -107,8 +107,8 @@ def _start(host: Host, request: Request, notes: _Notes) -> dict[str, child.Child
 
 
 def _os(host: Host, notes: _Notes) -> dict[str, Any]:
-    release = notes.attempt("os", lambda: system.os_release(host.text("/etc/os-release") or ""))
-    running = notes.attempt("os.kernel", lambda: (host.text("/proc/sys/kernel/osrelease", KIB) or host.release).strip())
+    release = notes.attempt("os", system.identity, host)
+    running = notes.attempt("os.kernel", kernels.running_kernel, host)
     apt = None
     if host.is_dir("/etc/apt"):
         sources = notes.attempt("os.apt", packages.apt_sources, host, notes.unknown)
@@ -132,7 +132,7 @@ def _os(host: Host, notes: _Notes) -> dict[str, Any]:
 
 def _driver(host: Host, notes: _Notes) -> dict[str, Any]:
     """What files say of the driver; NVML and libcuda add to it in the end."""
-    text = notes.attempt("driver.loaded_version", lambda: host.text("/proc/driver/nvidia/version", 64 * KIB) or "")
+    text = notes.attempt("driver.loaded_version", host.text, "/proc/driver/nvidia/version", 64 * KIB)
     version, flavor = proc.nvidia_version(text or "")
     if version is None:
         version = (notes.attempt("driver.loaded_version", host.text, "/sys/module/nvidia/version", KIB) or "").strip()

@@ -101,7 +101,7 @@ def nvidia_publishes(host: Host) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     names = host.names(_LISTS)
     for release in names:
-        prefix, _, kind = release.rpartition("_")
+        prefix, _bar, kind = release.rpartition("_")
         if kind not in ("InRelease", "Release") or not _NVIDIA_ORIGIN.search(host.head(f"{_LISTS}/{release}", 4 * KIB)):
             continue
         for name in names:
@@ -255,7 +255,7 @@ def preferences(text: str) -> Iterator[dict[str, Any]]:
         if not pin or not _PINNED.search(f"{packages} {pin}"):
             continue
         priority = fields.get("pin-priority", "").strip()
-        kind, _, value = pin.partition(" ")
+        kind, _space, value = pin.partition(" ")
         yield {
             "packages": packages,
             "version": value.strip() if kind.lower() == "version" else None,
@@ -297,7 +297,7 @@ def _fields(lines: list[str]) -> dict[str, str]:
             if name:
                 fields[name] += "\n" + line.strip()
             continue
-        name, _, value = line.partition(":")
+        name, _colon, value = line.partition(":")
         name = name.strip().lower()
         fields[name] = value.strip()
     return fields

@@ -16,6 +16,11 @@ _PYTHON = re.compile(r"python(3\.\d+)$")
 _FAMILIES = (("debian", "debian"), ("ubuntu", "debian"), ("rhel", "redhat"), ("fedora", "redhat"), ("suse", "suse"))
 
 
+def identity(host: Host) -> dict[str, Any]:
+    """Return {id, version_id, codename, family} of the host."""
+    return os_release(host.text("/etc/os-release") or "")
+
+
 def os_release(text: str) -> dict[str, Any]:
     """Return {id, version_id, codename, family} from os-release(5)."""
     values: dict[str, str] = {}
@@ -62,7 +67,7 @@ def boot_id(host: Host) -> str | None:
 def glibc() -> str | None:
     """Return the version of the GNU C library, None on another one."""
     try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        name, _space, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except ValueError:
         return None
     return version if name == "glibc" else None

@@ -292,9 +292,11 @@ class Operation:
             with self.step("manifest"):
                 tree = manifest.scan(self.layout.release(release_id))
                 text = manifest.encode(manifest.render(tree))
+            with self.step("sync"):
+                syncing = store.start_sync(self.layout.root)
             self._prove(release_id, self.request.expect, self.request.owner)
             with self.step("sync"):
-                store.sync_file_system(self.layout.root)
+                store.finish_sync(syncing, self.request.time_limit)
             with self.step("stamp"):
                 store.write_file(self.layout.manifest(release_id), text)
                 store.write_stamp(self.layout, self._new_stamp(release_id, tree, text))

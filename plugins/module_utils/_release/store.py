@@ -9,7 +9,6 @@ fsync(2), links by rename(2): whoever looks sees the old state or the new one.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -17,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import time
 import typing as t
 
@@ -146,16 +146,20 @@ def _sync_directory(directory: str) -> None:
         os.close(descriptor)
 
 
-def sync_file_system(path: str) -> None:
-    """Wait until everything written to the file system of ``path`` is on the disk. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_RDONLY)
+def start_sync(path: str) -> subprocess.Popen[str]:
+    """Begin to bring everything written to the file system of ``path`` to the disk. Raises OSError."""
+    return subprocess.Popen(["sync", "-f", path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish_sync(running: subprocess.Popen[str], time_limit: float) -> None:
+    """Wait until it is there. Raises OSError where the disk refuses or does not answer in time."""
     try:
-        if libc.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-    finally:
-        os.close(descriptor)
+        _nothing, said = running.communicate(timeout=time_limit)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        raise OSError(errno.ETIMEDOUT, f"the disk did not take everything within {time_limit:.0f} s") from None
+    if running.returncode != 0:
+        raise OSError(errno.EIO, f"sync says: {said.strip()}")
 
 
 def write_stamp(layout: Layout, stamp: dict[str, t.Any]) -> None:

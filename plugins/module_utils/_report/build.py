@@ -113,7 +113,7 @@ def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
             check = _first_check(environment, "failed")
             text = f"{clean(environment.get('name'))}: {clean(check.get('id'))}: {clean(check.get('evidence'))}"
             return "not_proven", text, clean(check.get("remedy")) or "Run cuda_verify with -v for the evidence."
-    short = [item for item in map(_mapping, environments) if not _reaches(item.get("proven"), required)]
+    short = [item for item in map(_mapping, environments) if not _is_proven(item, required)]
     if environments and not short and proof.get("verdict") in ("passed", "not_run"):
         return "ready", "", ""
     if short and short[0].get("proven") in LEVELS and short[0].get("verdict") == "passed":
@@ -130,8 +130,11 @@ def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def _reaches(proven: Any, required: str) -> bool:
-    return proven in LEVELS and LEVELS.index(proven) >= LEVELS.index(required)
+def _is_proven(environment: dict[str, Any], required: str) -> bool:
+    proven = environment.get("proven")
+    if environment.get("verdict") not in ("passed", "not_run") or proven not in LEVELS:
+        return False
+    return LEVELS.index(proven) >= LEVELS.index(required)
 
 
 def _first_check(environment: Any, status: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_a_release_is_built_proven_stamped_and_switched_to(bench: Any) -> None:
     assert result["changed"]
     assert [step["step"] for step in result["steps"]] == [
         *("lock", "read", "prepare", "prepare", "venv", "install", "record", "compile", "seal", "manifest"),
-        *("prove", "sync", "stamp", "launchers", "switch", "prune"),
+        *("sync", "prove", "sync", "stamp", "launchers", "switch", "prune"),
     ]
     current = bench.home / "current"
     assert str(current.resolve()) == result["path"]

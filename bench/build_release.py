@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What does a proven release cost beside a bare `uv pip install --compile-bytecode` of the same set?
+
+Both start with an empty cache and use the same index, uv and interpreter; the runs alternate. Ours includes everything that the module
+does on the host: RECORD, bytecode, ownership, manifest, static proof, syncfs, stamp, switch. Runs as root, prints one JSON
+object {ours_s, bare_s, ratio, target, ...} and ends with 1 where the target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "collections"))
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.build import build_account
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import Layout, Request, digest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.release import Host, Operation
+
+TARGET = 1.15
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    arguments = parse()
+    with index(arguments), tempfile.TemporaryDirectory(prefix="gpufleet-bench-", dir=arguments.directory) as directory:
+        Path(directory).chmod(0o755)
+        shutil.copy(arguments.uv, Path(directory) / "uv")
+        ours: list[float] = []
+        bare: list[float] = []
+        steps: list[dict[str, Any]] = []
+        for _round in range(arguments.rounds):
+            bare.append(measure_bare(Path(directory), arguments))
+            seconds, steps = measure_ours(Path(directory), arguments)
+            ours.append(seconds)
+    ratio = statistics.median(ours) / statistics.median(bare)
+    figures = {"ours_s": statistics.median(ours), "bare_s": statistics.median(bare), "ratio": ratio, "target": TARGET}
+    rounded = {name: round(value, 3) for name, value in figures.items()}
+    print(json.dumps({**rounded, "ours": ours, "bare": bare, "torch": arguments.torch, "steps": steps}))
+    return 0 if ratio <= TARGET else 1
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument(
+        "index_url", nargs="?", help="torch index; without it the sandbox's copy of torch's own wheels is served"
+    )
+    parser.add_argument("--package-index-url", default="", help="index of everything else; empty: the one that uv uses")
+    parser.add_argument("--torch", default="2.9.1+cu128")
+    parser.add_argument("--companions", type=json.loads, default={"torchvision": "0.24.1", "torchaudio": "2.9.1"})
+    parser.add_argument("--interpreter", default="/usr/bin/python3")
+    parser.add_argument("--uv", default=shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"))
+    parser.add_argument("--directory", default="/var/tmp", help="where to build; one release and its cache must fit")  # noqa: S108
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    if os.geteuid() != 0 or not arguments.uv:
+        parser.error("run this as root, with uv on PATH or named with --uv")
+    return arguments
+
+
+@contextlib.contextmanager
+def index(arguments: argparse.Namespace) -> Iterator[None]:
+    """Serve what the sandbox has downloaded, unless an index was named."""
+    if arguments.index_url:
+        yield
+        return
+    served = Path(os.environ.get("GPUFLEET_CACHE") or "/var/cache/gpufleet") / "www"
+    if not (served / "real" / ".complete").exists():
+        sys.exit(f"{served} has no copy of torch's own wheels: run bin/provision --sandbox, or name an index")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = Path(__file__).resolve().parents[1] / "molecule/shared/sandbox/gpufleet_sandbox/server.py"
+    with subprocess.Popen([sys.executable, server, served, str(port)], stdout=subprocess.DEVNULL) as process:
+        try:
+            for _attempt in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            arguments.index_url = f"http://127.0.0.1:{port}/real/cu128"
+            arguments.package_index_url = f"http://127.0.0.1:{port}/packages"
+            yield
+        finally:
+            process.kill()
+
+
+def measure_bare(directory: Path, arguments: argparse.Namespace) -> float:
+    """Seconds that uv takes for a virtual environment with the set and its bytecode."""
+    place = directory / "bare"
+    environment = {
+        **os.environ,
+        "UV_CACHE_DIR": str(place / "cache"),
+        "UV_INDEX": arguments.index_url,
+        "UV_NO_BUILD": "1",
+    }
+    if arguments.package_index_url:
+        environment["UV_DEFAULT_INDEX"] = arguments.package_index_url
+    uv = str(directory / "uv")
+    wanted = [f"torch=={arguments.torch}", *(f"{name}=={version}" for name, version in arguments.companions.items())]
+    python = str(place / "venv" / "bin" / "python")
+    place.mkdir()
+    os.sync()
+    begin = time.monotonic()
+    subprocess.run(
+        [uv, "venv", "-q", "--python", arguments.interpreter, str(place / "venv")], env=environment, check=True
+    )
+    subprocess.run(
+        [uv, "pip", "install", "-q", "--compile-bytecode", "--python", python, *wanted], env=environment, check=True
+    )
+    seconds = time.monotonic() - begin
+    shutil.rmtree(place)
+    return seconds
+
+
+def measure_ours(directory: Path, arguments: argparse.Namespace) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds and steps that the module's own code takes for a release with the set."""
+    root = directory / "envs"
+    spec = {
+        "name": "bench",
+        "torch": arguments.torch,
+        "companions": arguments.companions,
+        "requirements": [],
+        "schema": 1,
+    }
+    request = Request(
+        layout=Layout(str(root), "bench"),
+        spec=spec,
+        spec_digest=digest(spec),
+        release_base=f"{arguments.torch.replace('+', '-')}-{digest(spec)[:8]}",
+        index_url=arguments.index_url,
+        package_index_url=arguments.package_index_url,
+        interpreter=arguments.interpreter,
+        sm=("sm_120",),
+        disk_required_mib=1,
+        launcher="",
+    )
+    host = Host(
+        account=lambda: build_account(request.layout.cache),
+        uv=lambda: str(directory / "uv"),
+        prove=runner.run_checks,
+        now=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    os.sync()
+    begin = time.monotonic()
+    result = Operation(request, host).present()
+    seconds = time.monotonic() - begin
+    shutil.rmtree(root)
+    return seconds, result["steps"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
