@@ -148,7 +148,7 @@ def _sync_directory(directory: str) -> None:
 
 def start_sync(path: str) -> subprocess.Popen[str]:
     """Begin to bring everything written to the file system of ``path`` to the disk. Raises OSError."""
-    return subprocess.Popen(["sync", "-f", path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(["/usr/bin/sync", "-f", path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish_sync(running: subprocess.Popen[str], time_limit: float) -> None:

@@ -120,7 +120,7 @@ _MEANINGS = (
 def explain(output: str, lines: int = 12) -> tuple[str, str]:
     """(the lines of uv's output that name the cause, without credentials, in one text; what to do about it)."""
     said = [line.strip() for line in hide_credentials(output).splitlines() if line.strip()]
-    begin = next((number for number, line in enumerate(said) if line.startswith(("error", "warning: ", "×"))), 0)
+    begin = next((number for number, line in enumerate(said) if line.startswith(("error", "warning: "))), 0)
     # uv's hints advise index strategies that would let any index replace torch.
     end = next((number for number, line in enumerate(said) if line.startswith("hint:") and number > begin), len(said))
     cause = " ".join(said[begin:end][-lines:]).replace("error: ", "", 1) or "no message"

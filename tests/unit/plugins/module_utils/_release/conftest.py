@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pwd
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import model, release
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import model, release, store
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.processes import Account
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -121,14 +122,20 @@ def index() -> Iterator[str]:
 
 
 @pytest.fixture
-def bench(index: str) -> Iterator[Bench]:
-    """A fresh root that the account nobody can reach, which pytest's own temporary directories are not."""
+def bench(index: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A fresh root that the account nobody can reach, which pytest's own temporary directories are not.
+
+    Only test_store waits for the disk, which on a busy machine takes longer than everything else together.
+    """
     uv = uv_program()
     if os.geteuid() != 0 or uv is None or system_python() is None:
         pytest.skip("needs root, uv and a Python of the system's")
     directory = Path(tempfile.mkdtemp(prefix="gpufleet-test-", dir="/var/tmp"))
     directory.chmod(0o755)
     shutil.copy(uv, directory / "uv")
+    monkeypatch.setattr(
+        store, "start_sync", lambda _path: subprocess.Popen(["true"], stderr=subprocess.PIPE, text=True)
+    )
     try:
         yield Bench(directory, index, [])
     finally:

@@ -198,3 +198,15 @@ def test_a_stamp_is_readable_by_everybody_and_json(layout: model.Layout) -> None
     stamp = add(layout, "a", "2026-01-01T00:00:00Z")
     assert json.loads(Path(layout.stamp("a")).read_text()) == stamp
     assert os.stat(layout.stamp("a")).st_mode & 0o7777 == 0o644
+
+
+def test_the_disk_is_waited_for_and_its_refusal_is_an_error(tmp_path: Path) -> None:
+    store.finish_sync(store.start_sync(str(tmp_path)), 60)
+    with pytest.raises(OSError, match="sync says: .*No such file"):
+        store.finish_sync(store.start_sync(str(tmp_path / "gone")), 60)
+
+
+def test_a_disk_that_does_not_answer_is_not_waited_for_without_end() -> None:
+    stuck = subprocess.Popen(["/bin/sleep", "60"], stderr=subprocess.PIPE, text=True)
+    with pytest.raises(OSError, match="did not take everything within 0 s"):
+        store.finish_sync(stuck, 0.1)
