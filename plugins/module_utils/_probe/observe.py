@@ -161,12 +161,16 @@ def _driver(host: Host, notes: _Notes) -> dict[str, Any]:
 
 
 def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], notes: _Notes) -> None:
-    """Add what takes longer, then what the children say, and draw the sums."""
+    """Add what takes longer while the children work, then what they say, and draw the sums."""
     found = seen["driver"]
     releases = [kernel["release"] for kernel in seen["os"]["kernels"]]
     found["modules_by_kernel"] = (
         notes.attempt("driver.modules_by_kernel", kernels.modules_by_kernel, host, releases, notes.unknown) or {}
     )
+    held = None
+    if children:
+        own = [os.getpid(), *(process.pid for process in children.values())]
+        held = notes.attempt("driver.processes", proc.holders, host, own)
     answers = {name: notes.attempt(name, process.answer) for name, process in children.items()}
     nvml, libcuda = answers.get("nvml"), answers.get("libcuda")
     for what, why in (nvml or {}).get("problems", []):
@@ -176,9 +180,11 @@ def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], 
     elif not any(note["what"] == "gpus" for note in notes.unknown):
         notes.add("gpus", "the kernel shows no PCI bus (/sys/bus/pci/devices), and no driver names a GPU")
     if children:
-        pids = [pid for gpu in (nvml or {}).get("gpus", []) for pid in gpu["compute_pids"]]
-        own = [os.getpid(), *(process.pid for process in children.values())]
-        found["processes"] = notes.attempt("driver.processes", proc.gpu_processes, host, pids, own)
+        pids = {pid for gpu in (nvml or {}).get("gpus", []) for pid in gpu["compute_pids"]}
+        pids.difference_update(process.pid for process in children.values())
+        found["processes"] = (
+            None if held is None else notes.attempt("driver.processes", proc.describe, host, held, pids)
+        )
     _conclude(host, seen, nvml, libcuda, notes)
 
 

@@ -13,6 +13,7 @@ from .accounts import user_name
 from .host import ABSENT, KIB, Host, Unreadable
 
 _VERSION = re.compile(r"^NVRM version:(.*?)\s(\d{2,4}\.\d+(?:\.\d+)?)\s", re.MULTILINE)
+_OPEN_FILES = 200_000  # about half a second of looking
 _DAEMONS = re.compile(r"nvidia-persiste|nvidia-powerd|nv-hostengine|nv-fabricmanage|nvidia-imex|dcgm|nvidia-cuda-mps-c")
 _DESKTOP = re.compile(
     r"Xorg|X$|Xwayland|gnome-shell|kwin|plasmashell|mutter|sway|weston|Hyprland|gdm|sddm|lightdm|cosmic-comp"
@@ -44,19 +45,31 @@ def kind_of(command: str, devices: Collection[str]) -> str:
 
 
 def gpu_processes(host: Host, compute_pids: Collection[int], leave_out: Collection[int]) -> list[dict[str, Any]]:
-    """Return who holds a GPU device, by process id; raise Unreadable where other users' processes cannot be seen."""
+    """Return who holds a GPU, in one step."""
+    return describe(host, holders(host, leave_out), compute_pids)
+
+
+def holders(host: Host, leave_out: Collection[int]) -> dict[int, set[str]]:
+    """Return the GPU devices that each process holds; raise Unreadable where other users' processes cannot be seen."""
     if host.uid != 0:
         raise Unreadable("only root sees which files other users' processes hold")
     held: dict[int, set[str]] = {}
+    room = _OPEN_FILES
     for name in host.names("/proc"):
         if not name.isdecimal() or int(name) in leave_out:
             continue
-        devices = _devices(host.at(f"/proc/{name}/fd"))
+        devices, files = _devices(host.at(f"/proc/{name}/fd"))
         if devices:
             held[int(name)] = devices
-    for pid in compute_pids:
-        if host.exists(f"/proc/{pid}"):  # NVML names processes of other containers by numbers that mean nothing here
-            held.setdefault(pid, set()).add("/dev/nvidia-uvm")
+        room -= files
+        if room < 0:
+            raise Unreadable(f"there are more than {_OPEN_FILES} open files to look through")
+    return held
+
+
+def describe(host: Host, held: dict[int, set[str]], compute_pids: Collection[int]) -> list[dict[str, Any]]:
+    """Return the holders by process id, and those that NVML names besides; it numbers processes of other containers its own way."""
+    held = {**{pid: {"/dev/nvidia-uvm"} for pid in compute_pids if host.exists(f"/proc/{pid}")}, **held}
     found = []
     for pid, devices in sorted(held.items()):
         command = (host.text(f"/proc/{pid}/comm", KIB) or "").strip()
@@ -66,12 +79,14 @@ def gpu_processes(host: Host, compute_pids: Collection[int], leave_out: Collecti
     return found
 
 
-def _devices(folder: str) -> set[str]:
-    """The GPU devices among a process's open files; called for every process, hence the plain calls."""
+def _devices(folder: str) -> tuple[set[str], int]:
+    """The GPU devices among a process's open files, and how many it has open; called for every process, hence the plain calls."""
     devices = set()
+    files = 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                files += 1
                 try:
                     target = os.readlink(entry.path)
                 except OSError:
@@ -81,4 +96,4 @@ def _devices(folder: str) -> set[str]:
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-    return devices
+    return devices, files

@@ -54,11 +54,15 @@ def test_kinds_of_processes(command, devices, kind):
     assert proc.kind_of(command, devices) == kind
 
 
+def _processes(host, compute_pids=(), leave_out=()):
+    return proc.gpu_processes(host, compute_pids, leave_out)
+
+
 def test_processes_that_hold_a_gpu_are_found_by_their_open_files(tree):
     tree.process(1, "systemd", "/dev/null", "socket:[1]").process(2, "kthreadd")
     tree.process(812, "nvidia-persiste", "/dev/nvidiactl").process(4000, "python3", "/dev/nvidia0", "/dev/nvidia-uvm")
     tree.process(4001, "reader", "/home/me/dev/nvidia0.txt")
-    found = proc.gpu_processes(tree.host(), [], [])
+    found = _processes(tree.host())
     assert [(entry["pid"], entry["command"], entry["kind"]) for entry in found] == [
         (812, "nvidia-persiste", "daemon"),
         (4000, "python3", "compute"),
@@ -67,19 +71,25 @@ def test_processes_that_hold_a_gpu_are_found_by_their_open_files(tree):
 
 
 def test_a_device_file_that_was_replaced_still_counts(tree):
-    assert proc.gpu_processes(tree.process(7, "x", "/dev/nvidia-uvm (deleted)").host(), [], [])[0]["kind"] == "compute"
+    assert _processes(tree.process(7, "x", "/dev/nvidia-uvm (deleted)").host())[0]["kind"] == "compute"
 
 
 def test_a_process_that_nvml_names_counts_when_it_is_here(tree):
-    found = proc.gpu_processes(tree.process(77, "train", "/dev/null").host(), [77, 99999], [])
+    found = _processes(tree.process(77, "train", "/dev/null").host(), [77, 99999])
     assert [(entry["pid"], entry["kind"]) for entry in found] == [(77, "compute")]
 
 
 def test_the_probes_own_children_are_left_out(tree):
     tree.process(10, "python3", "/dev/nvidiactl").process(11, "python3", "/dev/nvidiactl")
-    assert [entry["pid"] for entry in proc.gpu_processes(tree.host(), [], [10])] == [11]
+    assert [entry["pid"] for entry in _processes(tree.host(), leave_out=[10])] == [11]
 
 
 def test_without_root_the_answer_is_unknown_and_not_partial(tree):
     with pytest.raises(Unreadable, match="only root sees"):
-        proc.gpu_processes(tree.process(10, "python3", "/dev/nvidia0").host(uid=1000), [], [])
+        proc.holders(tree.process(10, "python3", "/dev/nvidia0").host(uid=1000), [])
+
+
+def test_a_host_with_too_many_open_files_is_given_up(tree, monkeypatch):
+    monkeypatch.setattr(proc, "_OPEN_FILES", 5)
+    with pytest.raises(Unreadable, match="more than 5 open files"):
+        proc.holders(tree.process(10, "x", *["/dev/null"] * 4).process(11, "y", *["/dev/null"] * 4).host(), [])
