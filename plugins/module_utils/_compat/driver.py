@@ -294,10 +294,11 @@ def _choose(
     if distribution:
         _add_packages(driver, host, distribution, wanted, knowledge, notes)
     if distribution is None or distribution.repository not in DRIVER_INSTALL_DISTRIBUTIONS:
+        branch = f"branch {driver.branch}, " if driver.branch else ""
         notes.refuse(
             "distribution",
             f"this version installs no drivers on {host.os_name}, and no suitable one is there",
-            f"Install a driver >= {driver.minimum} (branch {driver.branch}, {driver.flavor} kernel modules) by the means of "
+            f"Install a driver >= {driver.minimum} ({branch}{driver.flavor} kernel modules) by the means of "
             f"{host.os_name}, then run again.",
         )
     installed = host.installed

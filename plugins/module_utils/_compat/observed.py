@@ -22,6 +22,106 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
     version_key,
 )
 
+_TEXT, _NUMBER, _FLAG, _ANY = "text", "number", "flag", "any"
+_PACKAGE = {"name": _TEXT, "version": _TEXT, "source": _TEXT, "held": _FLAG, "state": _TEXT}
+_INTEGRITY = {"status": _TEXT, "missing": _NUMBER, "changed": _NUMBER, "added": _NUMBER, "examples": [_TEXT]}
+_STAMP = {"spec_digest": _TEXT, "spec": {"torch": _TEXT}, "owner": _TEXT, "group": _TEXT, "proof": {"sm": [_TEXT]}}
+_SHAPE: dict[str, t.Any] = {
+    "schema": _ANY,
+    "os": {
+        "id": _TEXT,
+        "version_id": _TEXT,
+        "codename": _TEXT,
+        "arch": _TEXT,
+        "kernels": [{"release": _TEXT, "running": _FLAG, "default": _FLAG, "headers": _FLAG}],
+        "secure_boot": _FLAG,
+        "virtualization": _TEXT,
+        "init": _TEXT,
+        "uid": _NUMBER,
+        "pythons": {"*": _TEXT},
+        "graphical": _FLAG,
+        "apt": {
+            "sources": [{"file": _TEXT, "uris": [_TEXT], "suites": [_TEXT], "components": [_TEXT], "signed_by": _TEXT}]
+        },
+    },
+    "gpus": [
+        {
+            "pci_address": _TEXT,
+            "pci_device_id": _TEXT,
+            "name": _TEXT,
+            "compute_capability": _TEXT,
+            "architecture": _TEXT,
+            "kernel_driver": _TEXT,
+        }
+    ],
+    "driver": {
+        "loaded_version": _TEXT,
+        "loaded_flavor": _TEXT,
+        "userspace_version": _TEXT,
+        "branch": _NUMBER,
+        "flavor": _TEXT,
+        "source": _TEXT,
+        "packages": [_PACKAGE],
+        "pins": [{"file": _TEXT, "packages": _TEXT, "version": _TEXT, "priority": _NUMBER, "from_package": _TEXT}],
+        "modules_by_kernel": {"*": {"version": _TEXT, "flavor": _TEXT}},
+        "nouveau_loaded": _FLAG,
+        "nova_core_loaded": _FLAG,
+        "persistence": {"unit": _TEXT, "present": _FLAG, "enabled": _FLAG, "active": _FLAG},
+        "mismatch": _FLAG,
+        "reboot_required": _FLAG,
+        "processes": [{"pid": _NUMBER, "command": _TEXT, "kind": _TEXT}],
+    },
+    "environments": [
+        {
+            "name": _TEXT,
+            "current": _TEXT,
+            "releases": [{"id": _TEXT, "stamped": _FLAG}],
+            "interpreter_ok": _FLAG,
+            "owner": _TEXT,
+            "group": _TEXT,
+            "torch": {"version": _TEXT},
+            "integrity": _INTEGRITY,
+            "stamp": _STAMP,
+        }
+    ],
+    "runtime": {"etc_environment": {"block": _TEXT, "values": {"*": _TEXT}}},
+    "files": {"*": {"sha256": _TEXT, "mode": _TEXT, "owner": _TEXT, "group": _TEXT, "type": _TEXT}},
+    "health": {
+        "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER}},
+        "clock_synchronized": _FLAG,
+        "locks": [{"path": _TEXT, "holder": _TEXT}],
+    },
+    "unknown": [{"what": _TEXT, "why": _TEXT}],
+}
+"""What the planner reads of an observation. Whatever is of another kind counts as not known."""
+
+
+def conform(value: t.Any, shape: t.Any) -> t.Any:
+    """Reduce a value to a shape; None where it is of another kind. A key that is missing stays missing."""
+    if isinstance(shape, dict):
+        if not isinstance(value, t.Mapping):
+            return None
+        if "*" in shape:
+            return {str(key): conform(item, shape["*"]) for key, item in value.items()}
+        return {key: conform(value[key], part) for key, part in shape.items() if key in value}
+    if isinstance(shape, list):
+        if not isinstance(value, (list, tuple)):
+            return None
+        items = (conform(item, shape[0]) for item in value)
+        return [item for item in items if item is not None]
+    if shape == _ANY or value is None:
+        return value
+    if shape == _FLAG:
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    if shape == _TEXT:
+        return value if isinstance(value, str) else str(value) if isinstance(value, (int, float)) else None
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _BROKEN_STATES = ("half-configured", "half-installed", "unpacked", "triggers-awaited", "triggers-pending")
 _PINNING = re.compile(r"nvidia-driver-pinning-")
@@ -106,8 +206,9 @@ class Kernel:
 class Host:
     """Read access to one observation."""
 
-    def __init__(self, observation: t.Mapping[str, t.Any], knowledge: Knowledge) -> None:
-        self.observation = observation
+    def __init__(self, observation: t.Any, knowledge: Knowledge) -> None:
+        observation = conform(observation, _SHAPE) or {}
+        self.observation: dict[str, t.Any] = observation
         self.os = _mapping(observation.get("os"))
         self.driver = _mapping(observation.get("driver"))
         self.driver_known = bool(self.driver)
@@ -145,7 +246,7 @@ class Host:
         branch = driver.get("branch") or (branch_of(version) if version else None)
         return Installed(
             version=version,
-            branch=int(branch) if branch else None,
+            branch=branch,
             flavor=driver.get("flavor") or driver.get("loaded_flavor"),
             source=driver.get("source"),
         )

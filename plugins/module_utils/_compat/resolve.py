@@ -42,7 +42,7 @@ def resolve(
     """Plan one host. Raises InvalidDesired for a desired state that no host could have."""
     wanted = parse(desired)
     notes, torch_notes = Notes(), Notes()
-    host = Host(observation if isinstance(observation, t.Mapping) else {}, knowledge)
+    host = Host(observation, knowledge)
     _check_host(host, notes)
     gpus = _choose_gpus(host, wanted, knowledge, notes)
     bounds = ceilings(host, gpus, wanted, notes)

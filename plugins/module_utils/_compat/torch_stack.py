@@ -212,7 +212,7 @@ def _explain(release: Release, index: Index, search: _BuildSearch, knowledge: Kn
 def _refuse_index(release: Release, tag: str, search: _BuildSearch, notes: Notes) -> None:
     best = search.best(release)
     nearest = [f"{release.version}+{best.tag}"] if best else search.nearest(release.version)
-    works = f"The nearest that works here is {nearest[0]}." if nearest else "None of them works here."
+    works = f"The nearest that works here is {nearest[0]}." if nearest else "No known build works here."
     indexes = listed(release.indexes)
     if not tag.startswith("cu"):
         notes.refuse(

@@ -1,0 +1,601 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a host lacks of what was decided: a fresh host everything, a converged host nothing, a drifted one what drifted."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+from typing import Any, Callable
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import observation_request
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import InvalidDesired
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+
+Make = Callable[..., dict[str, Any]]
+RTX_5070, RTX_3090, GTX_1080 = "2f04", "2204", "1b80"
+KERNEL, OLD_KERNEL = "6.12.107+deb13-amd64", "6.12.94+deb13-amd64"
+FRESH_DRIVER = ["repository", "pin", "packages", "nouveau", "modules", "load", "persistence"]
+
+
+def ids(plan: dict[str, Any], step: str | None = None) -> list[str]:
+    return [action["id"] for action in plan["actions"] if step in (None, action["step"])]
+
+
+def driver_ids(plan: dict[str, Any]) -> list[str]:
+    return [name.partition(".")[2] for name in ids(plan, "driver")]
+
+
+def action(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [entry for entry in plan["actions"] if entry["id"] == name]
+    return found
+
+
+def waiting(plan: dict[str, Any]) -> list[str]:
+    return [entry["what"] for entry in plan["pending"]]
+
+
+def test_a_fresh_host_gets_everything_in_order(full: Make) -> None:
+    plan = resolve(full(RTX_5070))
+    assert ids(plan) == [
+        *(f"driver.{name}" for name in FRESH_DRIVER),
+        "torch.build:base",
+        "torch.switch:base",
+        "runtime.file:/etc/profile.d/gpufleet.sh",
+        "runtime.file:/etc/environment.d/50-gpufleet.conf",
+        "runtime.file:/etc/systemd/system.conf.d/50-gpufleet.conf",
+        "runtime.file:/opt/gpufleet/envs/base/runtime.env",
+        "runtime.block:/etc/environment",
+    ]
+    assert plan["pending"] == []
+    assert (
+        plan["driver"]["actions"] + plan["environments"][0]["actions"] + plan["runtime"]["actions"] == plan["actions"]
+    )
+    assert not any(entry["disruptive"] for entry in plan["actions"])
+    for entry in plan["actions"]:
+        assert set(entry) == {"id", "step", "what", "why", "disruptive", "data"}
+        assert entry["what"]
+        assert entry["why"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "system", "desired"),
+    [
+        ([RTX_5070], "debian13", {}),
+        ([RTX_5070], "debian12", {}),
+        ([GTX_1080], "debian12", {}),
+        ([RTX_3090, RTX_5070], "debian13", {"driver": {"package_set": "desktop"}}),
+        ([RTX_5070], "debian13", {"driver": {"branch": "595"}}),
+        ([RTX_5070], "debian13", {"driver": {"branch": "615"}}),
+        ([RTX_3090], "debian13", {"driver": {"source": "distro"}}),
+        (
+            [RTX_3090],
+            "debian13",
+            {"environments": [{"name": "a"}, {"name": "b", "torch": "2.8.0", "group": "ml", "owner": "ann"}]},
+        ),
+        ([RTX_3090], "debian13", {"runtime": {"variables": {"OMP_NUM_THREADS": 8, "TOKENIZERS_PARALLELISM": "0"}}}),
+        ([RTX_3090], "debian13", {"runtime": {"state": "absent"}}),
+        ([RTX_3090], "debian13", {"driver": {"repository_key": "-----BEGIN PGP PUBLIC KEY BLOCK-----\nx\n"}}),
+    ],
+)
+def test_a_host_on_which_the_plan_was_carried_out_needs_nothing(
+    full: Make, carry_out: Make, devices: list[str], system: str, desired: dict[str, Any]
+) -> None:
+    observation = full(*devices, system=system)
+    plan = resolve(observation, desired)
+    assert plan["feasible"], plan["refusals"]
+    assert plan["actions"]
+    branch = plan["driver"]["branch"]
+    seen = carry_out(observation, plan, version="550.163.01" if branch == 550 else f"{branch}.142.03")
+    again = resolve(seen, desired)
+    assert (again["actions"], again["pending"], again["refusals"]) == ([], [], [])
+
+
+@pytest.mark.parametrize("first", ["550.163.01", "570.211.01"])
+def test_an_upgrade_converges_too(full: Make, driven: Make, carry_out: Make, first: str) -> None:
+    observation = full(RTX_3090, **driven(first, "proprietary"))
+    desired = {"driver": {"branch": "595", "flavor": "open", "reboot_allowed": True}}
+    plan = resolve(observation, desired)
+    assert driver_ids(plan) == ["repository", "pin", "packages", "nouveau", "modules", "load", "persistence"]
+    assert action(plan, "driver.packages")["data"]["remove"] == ["nvidia-kernel-dkms"]
+    again = resolve(carry_out(observation, plan, "595.84"), desired)
+    assert (again["actions"], again["pending"], again["refusals"]) == ([], [], [])
+
+
+# ---- driver -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def converged(full: Make, carry_out: Make) -> dict[str, Any]:
+    """A Debian 13 host with an RTX 5070 on which the default plan was carried out."""
+    observation = full(RTX_5070)
+    return carry_out(observation, resolve(observation))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"pins": []}, []),
+        ({"modules_by_kernel": {KERNEL: None}}, ["modules"]),
+        ({"modules_by_kernel": {KERNEL: {"version": "580.65.06", "flavor": "open"}}}, ["modules"]),
+        ({"modules_by_kernel": {KERNEL: {"version": "580.178.04", "flavor": "proprietary"}}}, ["modules"]),
+        ({"modules_by_kernel": {}}, []),
+        ({"loaded_version": None}, ["load"]),
+        (
+            {"persistence": {"unit": "nvidia-persistenced.service", "present": True, "enabled": False, "active": True}},
+            ["persistence"],
+        ),
+        (
+            {"persistence": {"unit": "nvidia-persistenced.service", "present": True, "enabled": True, "active": False}},
+            ["persistence"],
+        ),
+        ({"loaded_version": "580.105.08", "mismatch": True}, ["load"]),
+    ],
+)
+def test_what_drifted_of_a_driver_is_an_action(
+    converged: dict[str, Any], change: dict[str, Any], expected: list[str]
+) -> None:
+    converged["driver"].update(change)
+    plan = resolve(converged)
+    assert driver_ids(plan) == expected
+    assert plan["pending"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/etc/apt/sources.list.d/gpufleet-nvidia.sources", "driver.repository"),
+        ("/etc/apt/keyrings/gpufleet-nvidia.asc", "driver.repository"),
+        ("/etc/modprobe.d/gpufleet-nouveau.conf", "driver.nouveau"),
+        ("/etc/profile.d/gpufleet.sh", "runtime.file:/etc/profile.d/gpufleet.sh"),
+        ("/etc/environment.d/50-gpufleet.conf", "runtime.file:/etc/environment.d/50-gpufleet.conf"),
+        ("/etc/systemd/system.conf.d/50-gpufleet.conf", "runtime.file:/etc/systemd/system.conf.d/50-gpufleet.conf"),
+        ("/opt/gpufleet/envs/base/runtime.env", "runtime.file:/opt/gpufleet/envs/base/runtime.env"),
+        ("/usr/local/bin/gpu-env", "torch.launcher"),
+        ("/opt/gpufleet/envs/base/bin/python", "torch.launcher"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("drift", "why"),
+    [
+        (None, "it is not there"),
+        ({"sha256": "0" * 64}, "its content differs"),
+        ({"mode": "0600"}, "its mode is 0600"),
+        ({"owner": "mallory"}, "its owner is mallory"),
+        ({"type": "link"}, "a link is in its place"),
+    ],
+)
+def test_what_drifted_of_a_file_is_an_action(
+    converged: dict[str, Any], path: str, expected: str, drift: dict[str, Any] | None, why: str
+) -> None:
+    assert path in observation_request({})["files"]
+    converged["files"][path] = None if drift is None else {**converged["files"][path], **drift}
+    plan = resolve(converged)
+    assert ids(plan) == [expected]
+    assert why in plan["actions"][0]["why"] or expected == "torch.launcher"
+
+
+def test_packages_that_are_half_installed_are_repaired(converged: dict[str, Any]) -> None:
+    next(row for row in converged["driver"]["packages"] if row["name"] == "nvidia-kernel-open-dkms")["state"] = (
+        "half-configured"
+    )
+    plan = resolve(converged)
+    assert driver_ids(plan) == ["packages", "modules", "load", "persistence"]
+    assert action(plan, "driver.packages")["why"] == "nvidia-kernel-open-dkms is not completely installed"
+
+
+def test_a_package_set_that_was_asked_for_is_completed(converged: dict[str, Any]) -> None:
+    plan = resolve(converged, {"driver": {"package_set": "desktop"}})
+    assert action(plan, "driver.packages")["why"] == "nvidia-open of the desktop set is missing"
+    assert resolve(converged, {"driver": {"package_set": "compute"}})["actions"] == []
+    converged["os"]["graphical"] = True
+    assert resolve(converged)["actions"] == []
+
+
+def test_all_packages_that_carry_the_drivers_version_move_together(full: Make, driven: Make, package: Make) -> None:
+    driver = driven("570.211.01")
+    driver["packages"] += [
+        package("firmware-nvidia-gsp", "570.211.01-1", "nvidia"),
+        package("nvidia-modprobe", "570.133.07-1", "distro"),
+        package("nvidia-driver-pinning-570", "570-1", "nvidia"),
+        package("nvidia-open-570", "570.211.01-1", "nvidia"),
+    ]
+    plan = resolve(full(RTX_3090, **driver), {"driver": {"branch": "595"}})
+    data = action(plan, "driver.packages")["data"]
+    assert data["packages"] == [
+        "nvidia-driver-cuda",
+        "nvidia-kernel-open-dkms",
+        "libcuda1",
+        "nvidia-persistenced",
+        "firmware-nvidia-gsp",
+    ]
+    assert data["version_glob"] == "595.*"
+    assert action(plan, "driver.pin")["data"]["package"] == "nvidia-driver-pinning-595"
+    assert "nvidia-driver-pinning-570 pins another branch" in action(plan, "driver.pin")["why"]
+
+
+def test_held_packages_are_said(full: Make, driven: Make) -> None:
+    driver = driven("550.163.01")
+    driver["packages"][0]["held"] = True
+    plan = resolve(full(RTX_5070, **driver))
+    assert any("apt-mark unhold libcuda1" in warning for warning in plan["warnings"])
+
+
+def test_a_pin_of_somebody_else_for_another_branch_is_said(full: Make) -> None:
+    pin = {
+        "file": "/etc/apt/preferences.d/mine",
+        "packages": "nvidia-*",
+        "version": "595.*",
+        "priority": 1001,
+        "from_package": None,
+    }
+    plan = resolve(full(RTX_5070, pins=[pin]))
+    assert any("/etc/apt/preferences.d/mine pins nvidia-* to 595.*" in warning for warning in plan["warnings"])
+
+
+def test_a_branch_without_pinning_package_is_pinned_by_a_file(full: Make) -> None:
+    data = action(resolve(full(RTX_5070), {"driver": {"branch": "615"}}), "driver.pin")["data"]
+    assert data["package"] is None
+    lines = data["preferences_content"].splitlines()
+    assert lines[0].startswith("Explanation:")
+    assert lines[1].startswith("Package: nvidia-* ")
+    assert lines[2:] == ["Pin: version 615.*", "Pin-Priority: 1000"]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "packages"),
+    [
+        (
+            [("6.12.107+deb13-amd64", True, False), ("6.12.94+deb13-amd64", False, True)],
+            ["linux-headers-6.12.107+deb13-amd64", "linux-headers-amd64"],
+        ),
+        ([("6.1.0-28-cloud-amd64", True, False)], ["linux-headers-6.1.0-28-cloud-amd64", "linux-headers-cloud-amd64"]),
+        ([("6.9.1-custom", True, False)], ["linux-headers-6.9.1-custom"]),
+        ([("6.12.107+deb13-amd64", True, True)], None),
+        ([], ["linux-headers-amd64"]),
+    ],
+)
+def test_headers_are_installed_for_kernels_that_have_none(
+    full: Make, kernels: list[tuple[str, bool, bool]], packages: list[str] | None
+) -> None:
+    observation = full(RTX_5070)
+    observation["os"]["kernels"] = [
+        {"release": release, "running": running, "default": running, "headers": headers}
+        for release, running, headers in kernels
+    ]
+    plan = resolve(observation)
+    assert ("headers" in driver_ids(plan)) == (packages is not None)
+    if packages:
+        assert action(plan, "driver.headers")["data"] == {"packages": packages}
+
+
+def test_modules_are_checked_for_the_running_the_default_and_one_other_kernel(full: Make) -> None:
+    observation = full(RTX_5070)
+    observation["os"]["kernels"] = [
+        {"release": release, "running": release == "6.4", "default": release == "6.6", "headers": True}
+        for release in ("6.7", "6.6", "6.5", "6.4", "6.3")
+    ]
+    plan = resolve(observation)
+    assert action(plan, "driver.modules")["data"] == {"kernels": ["6.7", "6.6", "6.4"], "flavor": "open", "branch": 580}
+    assert any("6.5 and 6.3" in warning for warning in plan["warnings"])
+
+
+def test_a_kernel_without_module_is_checked_with_its_headers(converged: dict[str, Any]) -> None:
+    converged["os"]["kernels"].insert(0, {"release": "6.13-amd64", "running": False, "default": True, "headers": False})
+    converged["driver"]["modules_by_kernel"]["6.13-amd64"] = None
+    plan = resolve(converged)
+    assert driver_ids(plan) == ["headers", "modules"]
+    assert action(plan, "driver.headers")["data"]["packages"] == ["linux-headers-6.13-amd64", "linux-headers-amd64"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"nouveau_loaded": True}, "nouveau drives a GPU"),
+        ({"nova_core_loaded": True}, "nouveau drives a GPU"),
+        (
+            {"loaded_version": "570.86.16", "processes": [{"pid": 7, "command": "Xorg", "kind": "graphics"}]},
+            "Xorg (7) holds the GPU",
+        ),
+        ({"loaded_version": "570.86.16", "processes": None}, "who uses the GPU is not known"),
+    ],
+)
+def test_what_cannot_be_replaced_live_waits_for_a_permitted_reboot(
+    full: Make, change: dict[str, Any], why: str
+) -> None:
+    observation = full(RTX_5070, **change)
+    plan = resolve(observation)
+    assert plan["feasible"]
+    assert waiting(plan) == ["reboot"]
+    assert why in plan["pending"][0]["why"]
+    assert "nvidia_driver_reboot_allowed" in plan["pending"][0]["remedy"]
+    assert not {"driver.load", "driver.reboot"} & set(ids(plan))
+    allowed = resolve(observation, {"driver": {"reboot_allowed": True}})
+    assert allowed["pending"] == []
+    assert action(allowed, "driver.reboot")["disruptive"]
+
+
+def test_a_desktop_is_rebooted_not_switched_under_its_user(full: Make) -> None:
+    observation = full(RTX_5070)
+    observation["os"]["graphical"] = True
+    assert waiting(resolve(observation)) == ["reboot"]
+
+
+def test_the_daemon_alone_does_not_keep_a_driver_loaded(full: Make, driven: Make) -> None:
+    daemon = {"pid": 5, "command": "nvidia-persistenced", "kind": "daemon"}
+    plan = resolve(full(RTX_5070, **driven("570.86.16", processes=[daemon])))
+    load = action(plan, "driver.load")
+    assert load["disruptive"]
+    assert load["data"] == {"modules": ["nvidia", "nvidia_uvm"]}
+    assert action(plan, "driver.packages")["disruptive"]
+
+
+def test_a_reboot_that_waits_is_all_that_is_left_after_the_packages(full: Make, carry_out: Make) -> None:
+    observation = full(RTX_5070, nouveau_loaded=True)
+    seen = carry_out(observation, resolve(observation))
+    plan = resolve(seen)
+    assert ids(plan) == []
+    assert waiting(plan) == ["reboot"]
+    assert driver_ids(resolve(seen, {"driver": {"reboot_allowed": True}})) == ["reboot"]
+
+
+def test_a_gpu_that_computes_keeps_its_driver_and_everything_else_goes_on(full: Make, driven: Make) -> None:
+    training = {"pid": 42, "command": "python3 train.py", "kind": "compute"}
+    plan = resolve(full(RTX_5070, **driven("570.86.16", processes=[training])), {"driver": {"reboot_allowed": True}})
+    assert waiting(plan) == ["driver change"]
+    assert plan["pending"][0]["why"] == "the GPU is busy: python3 train.py (42)"
+    assert driver_ids(plan) == []
+    assert "torch.build:base" in ids(plan)
+
+
+def test_a_gpu_that_computes_does_not_wait_for_anything_on_a_converged_host(converged: dict[str, Any]) -> None:
+    converged["driver"]["processes"] = [{"pid": 42, "command": "python3", "kind": "compute"}]
+    plan = resolve(converged)
+    assert (plan["actions"], plan["pending"]) == ([], [])
+
+
+def test_a_reboot_for_something_else_is_only_said(converged: dict[str, Any]) -> None:
+    converged["driver"]["reboot_required"] = True
+    plan = resolve(converged)
+    assert (plan["actions"], plan["pending"]) == ([], [])
+    assert any("asks for a reboot" in warning for warning in plan["warnings"])
+
+
+def test_secure_boot_and_held_locks_are_said_where_packages_change(full: Make, converged: dict[str, Any]) -> None:
+    observation = full(RTX_5070)
+    for seen in (observation, converged):
+        seen["os"]["secure_boot"] = True
+        seen["health"]["locks"] = [{"path": "/var/lib/dpkg/lock", "holder": "apt (1)"}]
+    warnings = "\n".join(resolve(observation)["warnings"])
+    assert "Secure Boot" in warnings
+    assert "/var/lib/dpkg/lock by apt (1)" in warnings
+    assert resolve(converged)["warnings"] == []
+
+
+def test_a_driver_elsewhere_that_is_not_loaded_waits_for_a_reboot(fresh: Make, driven: Make) -> None:
+    driver = driven("580.105.08", loaded_version="570.86.16", mismatch=True)
+    plan = resolve(fresh(RTX_3090, system="ubuntu2404", driver=driver))
+    assert plan["feasible"], plan["refusals"]
+    assert waiting(plan) == ["reboot"]
+    assert driver_ids(plan) == []
+
+
+def test_removing_takes_packages_and_our_files_and_nothing_else(converged: dict[str, Any], package: Make) -> None:
+    converged["driver"]["packages"].append(package("cuda-keyring", "1.1-1", "nvidia"))
+    plan = resolve(converged, {"driver": {"state": "absent"}, "steps": ["driver"]})
+    (remove,) = plan["actions"]
+    assert remove["id"] == "driver.remove"
+    assert remove["disruptive"]
+    assert "cuda-keyring" not in remove["data"]["packages"]
+    assert remove["data"]["packages"] == ["nvidia-driver-pinning-580", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
+    assert remove["data"]["paths"] == [
+        "/etc/apt/sources.list.d/gpufleet-nvidia.sources",
+        "/etc/apt/keyrings/gpufleet-nvidia.asc",
+        "/etc/modprobe.d/gpufleet-nouveau.conf",
+    ]
+
+
+def test_removing_waits_for_whoever_computes_and_does_nothing_where_nothing_is(
+    converged: dict[str, Any], full: Make
+) -> None:
+    converged["driver"]["processes"] = [{"pid": 42, "command": "python3", "kind": "compute"}]
+    absent = {"driver": {"state": "absent"}, "steps": ["driver"]}
+    assert waiting(resolve(converged, absent)) == ["driver removal"]
+    plan = resolve(full(RTX_5070), absent)
+    assert (plan["actions"], plan["pending"], plan["feasible"]) == ([], [], True)
+
+
+# ---- environments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"current": None}, "no release serves"),
+        (
+            {"integrity": {"status": "damaged", "missing": 2, "changed": 0, "added": 1, "examples": ["lib/x"]}},
+            "2 missing and 1 added",
+        ),
+        ({"integrity": {"status": "unstamped"}, "stamp": None}, "was never proven"),
+        ({"interpreter_ok": False}, "the Python that"),
+        ({"torch": {"version": "2.9.1+cpu"}}, "holds torch 2.9.1+cpu"),
+    ],
+)
+def test_a_release_that_is_not_well_is_built_anew(converged: dict[str, Any], change: dict[str, Any], why: str) -> None:
+    converged["environments"][0].update(change)
+    if change.get("current", "x") is None:
+        converged["environments"][0]["releases"] = [{"id": "2.8.0-cu128-00000000", "stamped": True}]
+    plan = resolve(converged)
+    assert ids(plan) == ["torch.build:base", "torch.switch:base"]
+    assert why in plan["actions"][0]["why"]
+
+
+def test_another_torch_is_built_and_switched_to(converged: dict[str, Any]) -> None:
+    plan = resolve(converged, {"torch": {"version": "2.10.0"}})
+    assert ids(plan) == ["torch.build:base", "torch.switch:base"]
+    assert plan["actions"][0]["why"] == "2.9.1+cu128 serves, 2.10.0+cu128 is wanted"
+    assert plan["actions"][0]["data"] == {"environment": "base"}
+
+
+def test_a_release_that_is_there_is_switched_to_without_a_build(converged: dict[str, Any]) -> None:
+    (base,) = converged["environments"]
+    older = {"id": "2.9.0-cu128-11111111", "stamped": True}
+    base["releases"].append(older)
+    base.update(
+        current=older["id"],
+        stamp={"spec_digest": "other", "spec": {"torch": "2.9.0+cu128"}},
+        torch={"version": "2.9.0+cu128"},
+    )
+    plan = resolve(converged)
+    assert ids(plan) == ["torch.switch:base"]
+    base["releases"][0]["stamped"] = False
+    assert ids(resolve(converged)) == ["torch.build:base", "torch.switch:base"]
+
+
+def test_a_new_owner_is_an_action(converged: dict[str, Any]) -> None:
+    plan = resolve(converged, {"environments": [{"name": "base", "owner": "ann", "group": "ml"}]})
+    assert ids(plan) == ["torch.owner:base"]
+    assert "root:root" in plan["actions"][0]["why"]
+
+
+def test_another_gpu_is_proven_anew(converged: dict[str, Any]) -> None:
+    converged["gpus"].append({"pci_device_id": RTX_3090, "pci_address": "0000:02:00.0"})
+    plan = resolve(converged)
+    assert ids(plan) == ["torch.prove:base"]
+    assert "was proven for sm_120, not for sm_86" in plan["actions"][0]["why"]
+
+
+@pytest.mark.parametrize(
+    ("disk", "count", "words"),
+    [
+        ({"free_mib": 7999, "free_inodes": 10**6}, 1, "7999 MiB free, building base takes 8000"),
+        ({"free_mib": 15000, "free_inodes": 10**6}, 2, "15000 MiB free, building base and more takes 16000"),
+        ({"free_mib": 10**6, "free_inodes": 19999}, 1, "19999 inodes free"),
+    ],
+)
+def test_a_disk_that_is_too_small_is_refused_before_anything_changes(
+    full: Make, disk: dict[str, int], count: int, words: str
+) -> None:
+    observation = full(RTX_5070)
+    observation["health"]["disk"] = {"/opt/gpufleet/envs": disk}
+    plan = resolve(observation, {"environments": [{"name": name} for name in ("base", "more")[:count]]})
+    assert [row["code"] for row in plan["refusals"]] == ["disk_space"]
+    assert words in plan["refusals"][0]["reason"]
+    assert plan["actions"] == []
+
+
+def test_a_full_disk_does_not_matter_where_nothing_is_built(converged: dict[str, Any]) -> None:
+    converged["health"]["disk"] = {"/opt/gpufleet/envs": {"free_mib": 1, "free_inodes": 1}}
+    assert resolve(converged)["feasible"]
+
+
+def test_without_root_a_host_that_needs_changes_is_refused_and_a_converged_one_is_not(
+    full: Make, converged: dict[str, Any]
+) -> None:
+    observation = full(RTX_5070)
+    observation["os"]["uid"] = converged["os"]["uid"] = 1000
+    plan = resolve(observation)
+    assert [row["code"] for row in plan["refusals"]] == ["not_root"]
+    assert "--become" in plan["refusals"][0]["remedy"]
+    assert resolve(converged)["feasible"]
+
+
+# ---- variables ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_set_the_variables_and_leave_what_a_process_has() -> None:
+    variables = {"OMP_NUM_THREADS": 8, "TOKENIZERS_PARALLELISM": "false", "X_SPACED": "a b;c|d&e"}
+    plan = resolve({}, {"runtime": {"variables": variables}})
+    content = {row["path"]: row["content"] for row in plan["runtime"]["files"]}
+    profile = content["/etc/profile.d/gpufleet.sh"]
+    shell = shutil.which("sh")
+    assert shell
+    script = f'{profile}printf "%s,%s,%s" "$OMP_NUM_THREADS" "$TOKENIZERS_PARALLELISM" "$X_SPACED"'
+    run = subprocess.run(
+        [shell, "-euc", script], env={"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "2,false,a b;c|d&e"
+    assert content["/etc/systemd/system.conf.d/50-gpufleet.conf"].splitlines()[1:] == [
+        "[Manager]",
+        'DefaultEnvironment="OMP_NUM_THREADS=8" "TOKENIZERS_PARALLELISM=false" "X_SPACED=a b;c|d&e"',
+    ]
+    for path in ("/etc/environment.d/50-gpufleet.conf", "/opt/gpufleet/envs/base/runtime.env"):
+        assert content[path].splitlines()[1:] == [
+            "OMP_NUM_THREADS=8",
+            "TOKENIZERS_PARALLELISM=false",
+            "X_SPACED=a b;c|d&e",
+        ]
+
+
+def test_actions_carry_what_the_role_needs(full: Make) -> None:
+    plan = resolve(full(RTX_5070))
+    system = action(plan, "runtime.file:/etc/systemd/system.conf.d/50-gpufleet.conf")["data"]
+    assert (system["state"], system["mode"], system["owner"], system["group"], system["reload"]) == (
+        "present", "0644", "root", "root", True,
+    )  # fmt: skip
+    assert action(plan, "runtime.file:/etc/profile.d/gpufleet.sh")["data"]["reload"] is False
+    block = action(plan, "runtime.block:/etc/environment")["data"]
+    assert (block["state"], block["block"], block["marker"]) == (
+        "present", "TOKENIZERS_PARALLELISM=false\n", "# {mark} gpufleet.workstation",
+    )  # fmt: skip
+
+
+def test_what_is_unwanted_is_removed_and_only_that(converged: dict[str, Any]) -> None:
+    plan = resolve(converged, {"runtime": {"state": "absent"}})
+    assert {entry["data"]["state"] for entry in plan["actions"]} == {"absent"}
+    assert len(plan["actions"]) == 5
+    assert plan["runtime"]["files"] == []
+
+
+def test_a_line_below_ours_that_wins_is_said(converged: dict[str, Any]) -> None:
+    converged["runtime"]["etc_environment"]["values"] = {"TOKENIZERS_PARALLELISM": "true"}
+    plan = resolve(converged)
+    assert plan["actions"] == []
+    assert any("sets TOKENIZERS_PARALLELISM=true below our lines" in warning for warning in plan["warnings"])
+
+
+def test_an_environment_that_is_not_there_gets_no_variables_without_its_first_release(full: Make) -> None:
+    plan = resolve(full(RTX_5070), {"steps": ["runtime"]})
+    assert "runtime.file:/opt/gpufleet/envs/base/runtime.env" not in ids(plan)
+    assert "runtime.block:/etc/environment" in ids(plan)
+
+
+def test_a_host_without_systemd_gets_no_files_for_it(full: Make) -> None:
+    observation = full(RTX_5070)
+    observation["os"]["init"] = "init"
+    assert not [name for name in ids(resolve(observation), "runtime") if "system" in name or "environment.d" in name]
+
+
+# ---- what is asked of gpu_info ------------------------------------------------------------------------------------------
+
+
+def test_gpu_info_is_asked_for_everything_that_is_compared(full: Make) -> None:
+    desired = {
+        "root": "/data/envs",
+        "environments": [{"name": "a"}, {"name": "b"}],
+        "runtime": {"variables": {"OMP_NUM_THREADS": 1}},
+    }
+    request = observation_request(desired)
+    assert request["root"] == "/data/envs"
+    assert request["environments"] == ["a", "b"]
+    assert request["variables"] == ["OMP_NUM_THREADS"]
+    assert len(request["files"]) == len(set(request["files"]))
+    plan = resolve(full(RTX_5070), desired)
+    written = [entry["data"][key] for entry in plan["actions"] for key in ("path", "sources_path", "key_path", "preferences_path")
+               if entry["data"].get(key) and not entry["id"].startswith("runtime.block")]  # fmt: skip
+    assert len(written) > 7
+    assert set(written) <= set(request["files"])
+
+
+def test_a_request_for_a_bad_desired_state_names_the_variable() -> None:
+    with pytest.raises(InvalidDesired, match="torch_env_root"):
+        observation_request({"root": "relative"})
+
+
+def test_planning_changes_nothing_that_it_is_given(converged: dict[str, Any]) -> None:
+    desired = {"environments": [{"name": "a", "requirements": ["z", "a"]}], "driver": {"gpus_exclude": ["01:00.0"]}}
+    before = copy.deepcopy((converged, desired))
+    resolve(converged, desired)
+    assert (converged, desired) == before
