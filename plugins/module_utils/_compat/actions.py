@@ -384,7 +384,7 @@ class _DriverChange:
 
     def _persistence(self, starts: bool) -> Action | None:
         state = self.host.driver.get("persistence")
-        state = state if isinstance(state, t.Mapping) else {}
+        state = state if isinstance(state, dict) else {}
         loaded = starts or (bool(self.host.loaded_version) and not _stale(self.host))
         if not self.why_packages and state.get("enabled") and (state.get("active") or not loaded):
             return None
@@ -622,7 +622,7 @@ def _runtime_actions(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
 
 def _values(host: Host) -> t.Mapping[str, t.Any]:
     values = host.runtime("etc_environment").get("values")
-    return values if isinstance(values, t.Mapping) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _runtime_file(host: Host, path: str, wanted: ManagedFile | None) -> Action | None:
@@ -630,7 +630,14 @@ def _runtime_file(host: Host, path: str, wanted: ManagedFile | None) -> Action |
     if wanted is None:
         if host.file(path) is None:
             return None
-        data = {"path": path, "state": "absent", "content": "", "mode": None, "owner": None, "group": None}
+        data: dict[str, t.Any] = {
+            "path": path,
+            "state": "absent",
+            "content": "",
+            "mode": None,
+            "owner": None,
+            "group": None,
+        }
         why = "no variables are wanted any more"
         return Action(f"runtime.file:{path}", "runtime", f"remove {path}", why, {**data, "reload": reload})
     why = host.difference(wanted)

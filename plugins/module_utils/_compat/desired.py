@@ -35,8 +35,10 @@ _REQUIREMENT = re.compile(
 _ROOT = re.compile(r"(?:/[A-Za-z0-9._+-]+){2,}")
 # What belongs to the system: the directory itself, and anything below a directory of the second list.
 _NO_ROOT = ("/usr/local", "/var/lib")
-_NO_ROOT_BELOW = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys")
-_NO_ROOT_BELOW += ("/usr/bin", "/usr/include", "/usr/lib", "/usr/sbin", "/usr/share")
+_NO_ROOT_BELOW = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys"),
+    *("/usr/bin", "/usr/include", "/usr/lib", "/usr/sbin", "/usr/share"),
+)
 
 _PREFIXES = {"driver": "nvidia_driver_", "runtime": "runtime_env_", "proof": "gpu_proof_", "torch": "torch_env_"}
 _TOP_LEVEL = ("python", "environments", "root", "package_index_url", "keep")

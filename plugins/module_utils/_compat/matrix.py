@@ -444,7 +444,7 @@ PACKAGE_SETS = (
 )
 """What to install. `until`: last branch with these names, None: any."""
 
-DISTRIBUTIONS = (
+DISTRIBUTIONS: tuple[dict[str, object], ...] = (
     {"name": "Debian 12", "os_ids": ("debian",), "version": "12", "family": "debian", "repository": "debian12",
      "key": "EB693B3035CD5710E231E123A4B469963BF863CC", "python": "3.11", "python_packages": {"3.11": "python3"},
      "pin": "package", "pinning_branches": (570, 580, 590, 595, 610), "branches_seen": (570, 580, 590, 595),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing as t
 from dataclasses import dataclass, field, fields
@@ -22,6 +23,7 @@ class InvalidDesired(ValueError):
     """A value that no host can have: the user's input is wrong, so the whole run has to stop."""
 
 
+@functools.lru_cache(maxsize=4096)
 def version_key(version: str) -> tuple[int, ...]:
     """Order versions by their numbers: 570.86.16 < 570.133.07 < 580; what is not a number ends the comparison."""
     numbers = []

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import hashlib
 import re
 import typing as t
@@ -99,7 +100,7 @@ _SHAPE: dict[str, t.Any] = {
 def conform(value: t.Any, shape: t.Any) -> t.Any:
     """Reduce a value to a shape; None where it is of another kind. A key that is missing stays missing."""
     if isinstance(shape, dict):
-        if not isinstance(value, t.Mapping):
+        if not isinstance(value, collections.abc.Mapping):
             return None
         if "*" in shape:
             return {str(key): conform(item, shape["*"]) for key, item in value.items()}
@@ -312,7 +313,7 @@ class Host:
     def pythons(self) -> t.Mapping[str, str] | None:
         """The installed interpreters by version; None where that is not known."""
         pythons = self.os.get("pythons")
-        return pythons if isinstance(pythons, t.Mapping) else None
+        return pythons if isinstance(pythons, dict) else None
 
     def environment(self, name: str) -> t.Mapping[str, t.Any]:
         rows = [_mapping(row) for row in _list(self.observation.get("environments"))]
@@ -366,12 +367,12 @@ class Host:
         return [f"{row.get('what')} could not be read: {row.get('why')}" for row in rows]
 
 
-def _mapping(value: t.Any) -> t.Mapping[str, t.Any]:
-    return value if isinstance(value, t.Mapping) else {}
+def _mapping(value: t.Any) -> dict[str, t.Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _list(value: t.Any) -> t.Sequence[t.Any]:
-    return value if isinstance(value, (list, tuple)) else ()
+    return value if isinstance(value, list) else ()
 
 
 def _package(row: t.Mapping[str, t.Any]) -> Package:

@@ -200,7 +200,7 @@ def _plan(
             if action["step"] == "torch" and action["data"]["environment"] == environment["name"]
         ]
     first = stacks[0] if stacks else None
-    torch = {"version": None, "build": None, "index_url": None, "companions": {}, "python": None}
+    torch: dict[str, t.Any] = {"version": None, "build": None, "index_url": None, "companions": {}, "python": None}
     if first:
         torch = {
             "version": first.version,

@@ -53,8 +53,8 @@ def rows() -> Iterator[tuple[str, dict[str, Any]]]:
 def test_the_matrix_holds_literals_and_nothing_else() -> None:
     tree = ast.parse(Path(str(matrix.__file__)).read_text(encoding="utf-8"))
     for statement in tree.body:
-        if isinstance(statement, ast.Assign):
-            ast.literal_eval(statement.value)
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            ast.literal_eval(statement.value or statement)
         else:
             assert isinstance(statement, (ast.Expr, ast.ImportFrom)), ast.dump(statement)
             assert not isinstance(statement, ast.ImportFrom) or statement.module == "__future__"
