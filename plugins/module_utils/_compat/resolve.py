@@ -58,6 +58,7 @@ def resolve(
     actions = plan_actions(host, driver, environments, wanted, knowledge, notes)
     if any(refusal.code in _DECISIVE for refusal in notes.refusals):
         notes.refusals = [refusal for refusal in notes.refusals if refusal.code in _DECISIVE | INPUT_REFUSALS]
+        notes.reasons.clear()
     return _plan(wanted, gpus, stacks, driver, environments, actions, notes)
 
 
