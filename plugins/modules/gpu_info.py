@@ -16,7 +16,8 @@ description:
     containers.
   - Never changes the host, never executes or imports anything of an environment, and never fails because of what the host is
     like. What could not be read is null and listed in RV(observation.unknown) with the reason.
-  - NVML and libcuda are asked in child processes with a time limit, so that a driver that hangs cannot hang the play.
+  - NVML and libcuda are asked in child processes with a time limit, so that a driver that hangs cannot hang the play. The one
+    that asks NVML cannot load kernel modules or make device nodes, which NVML would otherwise do where they are missing.
 options:
   root:
     description: The folder that holds the environments.
@@ -484,8 +485,8 @@ observation:
           sample: [{path: /var/lib/dpkg/lock-frontend, holder: unattended-upgr (process 812)}]
     unknown:
       description: >-
-        What could not be read: C(what) names the key, C(why) says the reason. The key itself is then null, or holds what
-        could be read.
+        What could not be read: C(what) names the key (or C(nvml) or C(libcuda), when that gave no answer), C(why) says the
+        reason. The key is then null, or holds what could be read.
       type: list
       elements: dict
       sample: [{what: driver.processes, why: only root sees which files other users' processes hold}]

@@ -20,7 +20,9 @@ from typing import Any, Callable, Sequence
 
 _GRACE = 0.5  # seconds that a killed child gets to disappear
 _ANSWER_LIMIT = 4 * 1024 * 1024
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38  # linux/prctl.h
+_CAP_SYS_MODULE, _CAP_MKNOD = 16, 27  # linux/capability.h
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 class NoAnswer(Exception):
@@ -120,13 +122,23 @@ class Child:
         )
 
 
-def start(function: Callable[[], Any], time_limit: float) -> Child:
-    """Fork a child that calls ``function`` and answers with its JSON-able value."""
+class _Capabilities(ctypes.Structure):
+    """struct __user_cap_header_struct and the data that follows it in capget(2) and capset(2)."""
+
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int), ("sets", ctypes.c_uint32 * 6)]
+
+
+def start(function: Callable[[], Any], time_limit: float, confined: bool = False) -> Child:
+    """Fork a child that calls ``function`` and answers with its JSON-able value.
+
+    A confined child, and what it executes, can neither load kernel modules nor make device nodes, root or not: NVML does
+    both on its own (through nvidia-modprobe) where they are missing, and an observation must not change what it observes.
+    """
     reader, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _be_child(function, writer, parent)
+        _be_child(function, writer, parent, confined)
     os.close(writer)
     return Child(pid, reader, time_limit, _ANSWER_LIMIT)
 
@@ -154,12 +166,14 @@ def spawn(argv: Sequence[str], time_limit: float, limit: int) -> Child:
     return Child(pid, reader, time_limit, limit)
 
 
-def _be_child(function: Callable[[], Any], pipe: int, parent: int) -> None:
+def _be_child(function: Callable[[], Any], pipe: int, parent: int, confined: bool) -> None:
     """Run in the fork; never returns."""
     status = 1
     try:
         os.setsid()
         _let_go(pipe, parent)
+        if confined:
+            _confine()
         try:
             message = {"answer": function()}
         except Exception as error:  # whatever it is, the parent must hear of it
@@ -192,6 +206,21 @@ def _let_go(pipe: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _confine() -> None:
+    """Give up what changing the kernel takes; where the kernel refuses even that, there was nothing to give up."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # nvidia-modprobe is a set-user-id program
+    header = _Capabilities(version=_CAPABILITY_VERSION_3)
+    data = ctypes.byref(header, _Capabilities.sets.offset)
+    if libc.capget(ctypes.byref(header), data) != 0:
+        return
+    for capability in (_CAP_SYS_MODULE, _CAP_MKNOD):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        for number in range(3):  # effective, permitted, inheritable; both capabilities are among the first 32
+            header.sets[number] &= ~(1 << capability)
+    libc.capset(ctypes.byref(header), data)
 
 
 def _ending(status: int) -> str:

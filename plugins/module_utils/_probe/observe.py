@@ -100,7 +100,8 @@ def _start(host: Host, request: Request, notes: _Notes) -> dict[str, child.Child
     children = {}
     for name, function in (("libcuda", ask_libcuda), ("nvml", ask_nvml)):
         if name == "nvml" or request.cuda:
-            started = notes.attempt(name, child.start, function, request.time_limit)
+            confined = name == "nvml"  # CUDA needs nvidia-uvm, and the user asked for CUDA
+            started = notes.attempt(name, child.start, function, request.time_limit, confined)
             if started:
                 children[name] = started
     return children

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -106,6 +107,35 @@ def test_the_child_inherits_no_descriptor_but_its_pipe(tmp_path):
 def test_the_child_has_its_own_session():
     process = child.start(lambda: os.getsid(0), 5)
     assert process.answer() == process.pid
+
+
+def _status():
+    with open("/proc/self/status", encoding="ascii") as file:
+        return dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+
+
+def test_a_confined_child_can_neither_load_modules_nor_make_nodes():
+    changing = 1 << 16 | 1 << 27
+    status = child.start(_status, 5, confined=True).answer()
+    assert status["NoNewPrivs"] == "1"
+    for name in ("CapEff", "CapPrm", "CapInh", "CapBnd"):
+        assert int(status[name], 16) & changing == 0 or (name == "CapBnd" and os.geteuid() != 0), name
+        assert int(status[name], 16) == int(_status()[name], 16) & ~changing or os.geteuid() != 0, name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could make a device node in the first place")
+def test_what_a_confined_child_executes_is_confined_too(tmp_path):
+    def make():
+        return subprocess.run(
+            ["mknod", str(tmp_path / "node"), "c", "1", "3"], check=False, capture_output=True
+        ).returncode
+
+    assert child.start(make, 5, confined=True).answer() == 1
+    assert not (tmp_path / "node").exists()
+
+
+def test_an_ordinary_child_keeps_what_the_parent_may():
+    assert child.start(_status, 5).answer()["CapEff"] == _status()["CapEff"]
 
 
 def test_the_child_leaves_no_core_file():
