@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 import uuid
 
 from testinfra.host import Host
+
+from .hosts import over_ssh
 
 VARIABLE = "TOKENIZERS_PARALLELISM"
 FILES = (
@@ -26,27 +27,11 @@ def value_of(text: str, variable: str = VARIABLE) -> str | None:
     return found[-1] if found else None
 
 
-def ssh(host: Host, command: str) -> str:
-    """Run a command in an ssh session of its own, as the inventory's user: what a person or a job runner does."""
-    variables = host.ansible.get_variables()
-    arguments = ["ssh", "-o", "BatchMode=yes", *variables.get("ansible_ssh_common_args", "").split()]
-    if "ansible_ssh_private_key_file" in variables:
-        arguments += ["-i", variables["ansible_ssh_private_key_file"]]
-    if "ansible_port" in variables:
-        arguments += ["-p", str(variables["ansible_port"])]
-    if "ansible_user" in variables:
-        arguments += ["-l", variables["ansible_user"]]
-    arguments += [variables.get("ansible_host", variables["inventory_hostname"]), command]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 0, f"{command}: {result.stderr}"
-    return result.stdout
-
-
 def in_logins(host: Host, user: str) -> dict[str, str | None]:
     """Return the value in each kind of session."""
     answers = {
-        "ssh, command": ssh(host, "env"),
-        "ssh, login shell": ssh(host, "bash -lc env"),
+        "ssh, command": over_ssh(host, "env"),
+        "ssh, login shell": over_ssh(host, "bash -lc env"),
         "su - user": host.check_output("env -i PATH=/usr/bin:/bin su - %s -c env", user),
         "sudo -i as root": host.check_output("env -i PATH=/usr/bin:/bin sudo -n -i -- env"),
         "sudo -i as the user": host.check_output("env -i PATH=/usr/bin:/bin sudo -n -i -u %s -- env", user),
