@@ -66,9 +66,9 @@ def decide(state: store.State, request: Request, layout: Layout) -> Decision:
     same.sort(key=lambda name: name != state.current)  # the current one first, then the newest
     for release_id in same:
         stamp = state.stamped[release_id]
-        wrong = store.damage(layout, release_id, stamp)
+        wrong = store.unusable(layout, release_id, stamp)
         if wrong is not None:
-            reason = f"{release_id} is damaged: {wrong}"
+            reason = f"{release_id} cannot serve: {wrong}"
         elif release_id != state.current:
             return Decision("switch", release_id, "it was built and proven before")
         elif stamp.get("owner") != request.owner or stamp.get("group") != request.group:
@@ -153,9 +153,9 @@ class Operation:
             stamp = self.before.stamped.get(target)
             if stamp is None:
                 raise ReleaseError("roll back", f"{target} has no stamp, so it was never proven", remedy)
-            wrong = store.damage(self.layout, target, stamp)
+            wrong = store.unusable(self.layout, target, stamp)
             if wrong is not None:
-                raise ReleaseError("roll back", f"{target} is damaged: {wrong}", remedy)
+                raise ReleaseError("roll back", f"{target} cannot serve: {wrong}", remedy)
             self.what = f"switch {target}: roll back"
             if self.check_mode:
                 self._predict(target, [])

@@ -106,6 +106,14 @@ def damage(layout: Layout, release_id: str, stamp: dict[str, t.Any]) -> str | No
     return f"{counts}, for example {', '.join(difference.examples)}"
 
 
+def unusable(layout: Layout, release_id: str, stamp: dict[str, t.Any]) -> str | None:
+    """Say why a stamped release cannot serve: damage, or an interpreter that went with the system's; None where it can."""
+    python = layout.python(release_id)
+    if not os.access(python, os.X_OK):
+        return f"its interpreter {os.path.realpath(python)} is gone"
+    return damage(layout, release_id, stamp)
+
+
 def next_id(state: State, layout: Layout, base: str) -> str:
     """An id that no release of this environment has or had: ``base``, then ``base.2``, ``base.3`` and so on."""
     taken = set(state.releases)

@@ -19,31 +19,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.proc
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_index
-
-SPEC = {
-    "name": "base",
-    "python": "3.11",
-    "torch": "2.9.1+cu128",
-    "companions": {"torchvision": "0.24.1", "torchaudio": "2.9.1"},
-    "requirements": [],
-    "arch": "x86_64",
-    "schema": 1,
-}
-
-
-def system_python() -> str | None:
-    """A Python that every account may execute; a pyenv below /root is none."""
-    for minor in (14, 13, 12, 11, 10):
-        path = f"/usr/bin/python3.{minor}"
-        if os.access(path, os.X_OK):
-            return path
-    return None
-
-
-def uv_program() -> str | None:
-    """The uv that the development requirements bring."""
-    beside = Path(sys.executable).parent / "uv"
-    return str(beside) if beside.exists() else shutil.which("uv")
+from tiny_index import SPEC, system_python, uv_program
 
 
 @dataclasses.dataclass
@@ -121,18 +97,27 @@ def index() -> Iterator[str]:
             yield url
 
 
+@pytest.fixture(scope="session")
+def uv() -> Iterator[Path]:
+    """uv where every account may execute it."""
+    program = uv_program()
+    if os.geteuid() != 0 or program is None or system_python() is None:
+        pytest.skip("needs root, uv and a Python of the system's")
+    with tempfile.TemporaryDirectory(prefix="gpufleet-uv-", dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(shutil.copy(program, directory))
+
+
 @pytest.fixture
-def bench(index: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(index: str, uv: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A fresh root that the account nobody can reach, which pytest's own temporary directories are not.
 
-    Only test_store waits for the disk, which on a busy machine takes longer than everything else together.
+    Nothing waits for the disk but test_store: on a busy machine that takes longer than everything else together.
     """
-    uv = uv_program()
-    if os.geteuid() != 0 or uv is None or system_python() is None:
-        pytest.skip("needs root, uv and a Python of the system's")
     directory = Path(tempfile.mkdtemp(prefix="gpufleet-test-", dir="/var/tmp"))
     directory.chmod(0o755)
-    shutil.copy(uv, directory / "uv")
+    (directory / "uv").symlink_to(uv)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     monkeypatch.setattr(
         store, "start_sync", lambda _path: subprocess.Popen(["true"], stderr=subprocess.PIPE, text=True)
     )

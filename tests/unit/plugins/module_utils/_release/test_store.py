@@ -202,7 +202,7 @@ def test_a_stamp_is_readable_by_everybody_and_json(layout: model.Layout) -> None
 
 def test_the_disk_is_waited_for_and_its_refusal_is_an_error(tmp_path: Path) -> None:
     store.finish_sync(store.start_sync(str(tmp_path)), 60)
-    with pytest.raises(OSError, match="sync says: .*No such file"):
+    with pytest.raises(OSError, match=r"sync says: .*No such file"):
         store.finish_sync(store.start_sync(str(tmp_path / "gone")), 60)
 
 

@@ -7,10 +7,39 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import os
+import shutil
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+SPEC = {
+    "name": "base",
+    "python": "3.11",
+    "torch": "2.9.1+cu128",
+    "companions": {"torchvision": "0.24.1", "torchaudio": "2.9.1"},
+    "requirements": [],
+    "arch": "x86_64",
+    "schema": 1,
+}
+
+
+def system_python() -> str | None:
+    """A Python that every account may execute; a pyenv below /root is none."""
+    for minor in (14, 13, 12, 11, 10):
+        path = f"/usr/bin/python3.{minor}"
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def uv_program() -> str | None:
+    """The uv that the development requirements bring."""
+    beside = Path(sys.executable).parent / "uv"
+    return str(beside) if beside.exists() else shutil.which("uv")
+
 
 TENSOR = """
 class Tensor:
