@@ -67,7 +67,7 @@ def read(host: Host) -> dict[str, Any]:
         del os.environ[name]
     cuda = _Cuda(host.load_library(LIBRARIES))
     number = cuda.number("cuDriverGetVersion")  # allowed before cuInit
-    found = {"cuda_version": f"{number // 1000}.{number % 1000 // 10}" if number else None, "gpus": []}
+    found: dict[str, Any] = {"cuda_version": f"{number // 1000}.{number % 1000 // 10}" if number else None, "gpus": []}
     code = cuda.code("cuInit", ctypes.c_uint(0))
     if code != 0:
         return {"result": code, "error": f"cuInit failed with {code} ({cuda.words(code)})", **found}
