@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.drive
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import (
     MANAGED_BLOCK_MARKER,
     Action,
+    Distribution,
     Knowledge,
     ManagedFile,
 )
@@ -102,7 +103,7 @@ def _driver_actions(host: Host, driver: Driver, wanted: Desired, knowledge: Know
     distribution = host.distribution
     if distribution is None or distribution.repository not in DRIVER_INSTALL_DISTRIBUTIONS:
         return _foreign_system(host, driver, notes)
-    return _DriverChange(host, driver, wanted, knowledge, notes).actions()
+    return _DriverChange(host, distribution, driver, wanted, knowledge, notes).actions()
 
 
 def _foreign_system(host: Host, driver: Driver, notes: Notes) -> list[Action]:
@@ -130,8 +131,17 @@ def _stale(host: Host) -> bool:
 class _DriverChange:
     """What a Debian host lacks of a driver."""
 
-    def __init__(self, host: Host, driver: Driver, wanted: Desired, knowledge: Knowledge, notes: Notes) -> None:
+    def __init__(
+        self,
+        host: Host,
+        distribution: Distribution,
+        driver: Driver,
+        wanted: Desired,
+        knowledge: Knowledge,
+        notes: Notes,
+    ) -> None:
         self.host = host
+        self.distribution = distribution
         self.driver = driver
         self.wanted = wanted
         self.knowledge = knowledge
@@ -188,9 +198,8 @@ class _DriverChange:
                 key_path=KEY_PATH, key_file=repository["key_file"], key_content=self.wanted.driver.repository_key
             )
         else:
-            assert self.host.distribution is not None  # noqa: S101  a repository was found in it
             codename = str(self.host.os.get("codename") or "")
-            components = self.host.distribution.components
+            components = self.distribution.components
             sources = ManagedFile(
                 ARCHIVE_SOURCES_PATH, _sources(repository["url"], codename, components, repository["signed_by"])
             )
@@ -263,7 +272,7 @@ class _DriverChange:
             for kernel in kernels
             if kernel.headers is False and (self.why_packages or kernel.release in lacking)
         ]
-        generic = host.distribution.headers.get(host.arch) if host.distribution else None
+        generic = self.distribution.headers.get(host.arch)
         if not kernels and self.why_packages and generic:
             why = "the module is compiled on the host"
             return Action("driver.headers", "driver", "install kernel headers", why, {"packages": [generic]})

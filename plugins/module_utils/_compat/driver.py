@@ -28,7 +28,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
     newest,
     version_key,
 )
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host, Installed
 
 DRIVER_INSTALL_DISTRIBUTIONS = ("debian12", "debian13")
 """Where the role nvidia_driver can install a driver. Elsewhere a suitable one has to be there already."""
@@ -102,8 +102,8 @@ def resolve_driver(
         return _as_it_is(host, gpus, minimum, wanted, notes)
     driver = Driver(minimum=minimum, flavor=_flavor(gpus, wanted, notes), managed=True)
     _refuse_branch(gpus, wanted, knowledge, notes)
-    if _fulfils(host, gpus, minimum, wanted):
-        _keep(driver, host, wanted, knowledge, notes)
+    if host.installed and _fulfils(host.installed, gpus, minimum, wanted):
+        _keep(driver, host.installed, host, wanted, knowledge, notes)
     else:
         _choose(driver, host, gpus, wanted, knowledge, notes)
     _say_needs(driver, gpus, needs, wanted, notes)
@@ -253,10 +253,9 @@ def _refuse_branch(gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge,
             )
 
 
-def _fulfils(host: Host, gpus: t.Sequence[Gpu], minimum: str, wanted: Desired) -> bool:
+def _fulfils(driver: Installed, gpus: t.Sequence[Gpu], minimum: str, wanted: Desired) -> bool:
     """Whether the installed driver is all that is asked for and needed."""
-    driver = host.installed
-    if driver is None or driver.branch is None or driver.source not in ("nvidia", "distro", None):
+    if driver.branch is None or driver.source not in ("nvidia", "distro", None):
         return False
     new_enough = at_least(driver.version, minimum) if driver.version else at_least(str(driver.branch), minimum)
     flavors = {gpu.modules for gpu in gpus} & {"open", "proprietary"} | ({wanted.driver.flavor} - {None})
@@ -269,13 +268,14 @@ def _fulfils(host: Host, gpus: t.Sequence[Gpu], minimum: str, wanted: Desired) -
     )
 
 
-def _keep(driver: Driver, host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes) -> None:
-    assert host.installed is not None  # noqa: S101  _fulfils said so
+def _keep(
+    driver: Driver, installed: Installed, host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes
+) -> None:
     driver.kept = True
-    driver.branch = host.installed.branch
-    driver.flavor = host.installed.flavor or driver.flavor
-    driver.source = host.installed.source or wanted.driver.source or "nvidia"
-    version = host.installed.version or f"branch {host.installed.branch}"
+    driver.branch = installed.branch
+    driver.flavor = installed.flavor or driver.flavor
+    driver.source = installed.source or wanted.driver.source or "nvidia"
+    version = installed.version or f"branch {installed.branch}"
     notes.say(f"Driver {version} ({driver.flavor} kernel modules) is installed and good enough: it is kept.")
     if host.distribution:
         _add_packages(driver, host, host.distribution, wanted, knowledge, notes)
