@@ -159,11 +159,17 @@ class Host:
 
     def exists(self, path: str) -> bool:
         """Whether the path exists, symlinks followed."""
-        return os.path.exists(self.at(path))
+        try:
+            return os.path.exists(self.at(path))
+        except OSError:
+            return False
 
     def is_dir(self, path: str) -> bool:
         """Whether the path is a folder, symlinks followed."""
-        return os.path.isdir(self.at(path))
+        try:
+            return os.path.isdir(self.at(path))
+        except OSError:
+            return False
 
     def link(self, path: str) -> str | None:
         """Return where a symlink points, or None where there is none."""
@@ -183,7 +189,10 @@ class Host:
 
     def runnable(self, path: str) -> bool:
         """Whether the path ends at an executable file."""
-        real = self.at(path)
+        try:
+            real = self.at(path)
+        except OSError:
+            return False
         return os.path.isfile(real) and os.access(real, os.X_OK)
 
     def _beside(self, path: str) -> str:

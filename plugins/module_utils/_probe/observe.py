@@ -68,7 +68,7 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
         )
         or [],
         "runtime": notes.attempt("runtime", files.runtime, host, request.variables),
-        "files": files.described(host, request.files, notes.unknown),
+        "files": notes.attempt("files", files.described, host, request.files, notes.unknown) or {},
         "health": {
             "disk": notes.attempt("health.disk", health.disk, host, request.root),
             "clock_synchronized": notes.attempt("health.clock_synchronized", health.clock_synchronized, host),
@@ -126,7 +126,7 @@ def _os(host: Host, notes: _Notes) -> dict[str, Any]:
         "uid": host.uid,
         "pythons": notes.attempt("os.pythons", system.pythons, host),
         "graphical": notes.attempt("os.graphical", driver.graphical, host),
-        "glibc": system.glibc(),
+        "glibc": notes.attempt("os.glibc", system.glibc),
         "apt": apt,
     }
 

@@ -58,6 +58,25 @@ def test_a_hanging_child_that_ignores_sigterm_is_killed_at_the_limit():
     assert not _alive(process.pid)
 
 
+def test_a_caller_that_comes_late_still_gets_the_answer():
+    process = child.start(lambda: "early", 0.1)
+    time.sleep(1)
+    assert process.answer() == "early"
+
+
+def test_a_child_that_dribbles_past_the_limit_is_stopped():
+    def dribble():
+        pipe = max(int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}"))
+        while True:
+            os.write(pipe, b"x")
+            time.sleep(0.0005)
+
+    started = time.monotonic()
+    with pytest.raises(child.NoAnswer, match="no answer within"):
+        child.start(dribble, 0.3).answer()
+    assert time.monotonic() - started < 3
+
+
 def test_what_a_hanging_child_started_is_killed_with_it(tmp_path):
     note = tmp_path / "pid"
 

@@ -26,6 +26,13 @@ def test_a_symlink_loop_raises_and_does_not_spin(tree):
         host.read("/a")
 
 
+def test_a_symlink_loop_does_not_exist(tree):
+    host = tree.link("/a", "b").link("/b", "a").host()
+    assert not host.exists("/a/x")
+    assert not host.is_dir("/a")
+    assert not host.runnable("/a")
+
+
 def test_a_fifo_is_refused_at_once(tree):
     os.mkfifo(tree.path("/fifo"))
     started = time.monotonic()
