@@ -203,8 +203,8 @@ class _DriverChange:
             sources = ManagedFile(
                 ARCHIVE_SOURCES_PATH, _sources(repository["url"], codename, components, repository["signed_by"])
             )
-        differences = [self.host.difference(sources), self._key_difference(data)]
-        why = next((difference for difference in differences if difference), None)
+        difference = self.host.difference(sources)
+        why = f"{sources.path}: {difference}" if difference else self._key_difference(data)
         if why is None:
             return None
         data.update(sources_path=sources.path, sources_content=sources.content, content=sources.content)
@@ -403,6 +403,8 @@ class _DriverChange:
             )
             return None
         why = "it is not enabled" if not state.get("enabled") else "it is not running"
+        if self.why_packages:
+            why = "packages change, and without it an idle GPU loses its state"
         data = {"unit": str(state.get("unit") or PERSISTENCE_UNIT)}
         return Action("driver.persistence", "driver", "enable the persistence daemon", why, data)
 
