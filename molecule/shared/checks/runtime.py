@@ -46,9 +46,19 @@ def in_system_service(host: Host) -> str | None:
 
 
 def in_user_service(host: Host, user: str) -> str | None:
-    """Return the value in a service of a user's manager that starts now."""
-    command = "systemd-run --quiet --wait --pipe --collect --user --machine=%s@.host env"
-    return value_of(host.check_output(command, user))
+    """Return the value in a service of a user's manager that starts now. systemd-run would need the user's D-Bus."""
+    uid = host.user(user).uid
+    name = f"gpufleet-check-{uuid.uuid4().hex[:8]}"
+    unit, answer = f"/run/systemd/user/{name}.service", f"/run/user/{uid}/{name}"
+    text = f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'env > {answer}'\n"
+    systemctl = f"runuser -u {user} -- env XDG_RUNTIME_DIR=/run/user/{uid} systemctl --user"
+    host.check_output("systemctl start user@%s.service", str(uid))
+    try:
+        host.check_output("mkdir -p /run/systemd/user && printf %s > %s", text, unit)
+        host.check_output(f"{systemctl} daemon-reload && {systemctl} start {name}.service")
+        return value_of(host.file(answer).content_string)
+    finally:
+        host.check_output("rm -f %s %s", unit, answer)
 
 
 def in_cron_job(host: Host, user: str) -> str | None:
