@@ -10,18 +10,25 @@ from pathlib import Path
 
 import pytest
 import testinfra
+import yaml
 from testinfra.host import Host
 
 ROOT = Path(__file__).resolve().parent.parent
 INVENTORY = ROOT / ".state/sandbox/inventory.yml"
 sys.path.insert(0, str(ROOT / "molecule/shared"))
+os.environ["PATH"] = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"  # testinfra asks ansible-inventory
+os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
 
 
 @pytest.fixture(scope="session")
 def host_named() -> Callable[[str], Host]:
     """Return a function that gives the host of a name, with root's rights."""
+    groups = yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))["all"]["children"]
+    with_password = set(groups["sudo_password"]["hosts"])
 
     def get(name: str) -> Host:
+        if name in with_password:  # testinfra cannot give sudo a password
+            return testinfra.get_host(f"podman://gpufleet-{name}")
         return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}", sudo=True)
 
     return get

@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as ansible_version
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import observation_request
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import InvalidDesired
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import INPUT_REFUSALS, resolve
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
     InvalidVariables,
     desired_state,
@@ -39,17 +39,15 @@ class ActionModule(ActionBase):
             desired = self._desired(task_vars)
             request = observation_request(desired)
         except (InvalidDesired, InvalidVariables) as error:
-            host = task_vars.get("inventory_hostname")
-            return {**result, "failed": True, "msg": f"{host}: {error}. Nothing was changed on any host."}
+            return {**result, **_stop_the_run(task_vars, str(error))}
         observed = self._execute_module("gpufleet.workstation.gpu_info", module_args=request, task_vars=task_vars)
         if "observation" not in observed:
             return {**result, "observation": {}, "plan": _unobserved(observed)}
         observation = observed["observation"]
-        try:
-            plan = resolve(observation, desired)
-        except InvalidDesired as error:
-            host = task_vars.get("inventory_hostname")
-            return {**result, "failed": True, "msg": f"{host}: {error}. Nothing was changed on any host."}
+        plan = resolve(observation, desired)
+        wrong = [f"{item['reason']}. {item['remedy']}" for item in plan["refusals"] if item["code"] in INPUT_REFUSALS]
+        if wrong:
+            return {**result, **_stop_the_run(task_vars, " ".join(wrong))}
         result.update(observation=observation, plan=plan)
         if self._task.check_mode:
             result["changed"] = bool(plan["actions"])
@@ -75,6 +73,12 @@ class ActionModule(ActionBase):
         )
         desired = desired_state(task_vars, self._templar.template, steps)
         return json.loads(json.dumps(desired))  # plain types: no lazily templated containers past this point
+
+
+def _stop_the_run(task_vars: dict[str, Any], problem: str) -> dict[str, Any]:
+    """Fail the task for a value that no host can have: the play stops before any host changes."""
+    message = f"{task_vars.get('inventory_hostname')}: {problem.rstrip('.')}. Nothing was changed on any host."
+    return {"failed": True, "msg": message}
 
 
 def _unobserved(observed: dict[str, Any]) -> dict[str, Any]:

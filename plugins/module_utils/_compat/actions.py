@@ -528,6 +528,8 @@ def _why_rebuild(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]
         counts = [f"{integrity[kind]} {kind}" for kind in ("missing", "changed", "added") if integrity.get(kind)]
         examples = f", for example {integrity['examples'][0]}" if integrity.get("examples") else ""
         return f"{current} is damaged: {listed(counts) or 'files differ'}{examples}"
+    if integrity.get("status") != "ok":
+        return f"whether {current} is intact could not be seen"
     if seen.get("interpreter_ok") is False:
         return f"the Python that {current} was built with is gone"
     if torch.get("version") not in (None, environment["spec"]["torch"]):
