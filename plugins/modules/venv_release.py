@@ -17,8 +17,8 @@ description:
     gives everything to root, proves it on this host, stamps it, switches to it in one step and removes old releases.
   - Whatever fails or is killed on the way, the release that served before serves on, and what was left is removed by the next run.
   - Packages are installed as wheels only, by uv, as the system account C(gpufleet). No code of an environment ever runs as root.
-  - uv shares files between its cache and the first release that holds them, as hard links that belong to root. Later
-    releases get copies, so that no two releases share a file; that costs their size again.
+  - The first release after an empty cache shares its files with uv's cache, as hard links that belong to root. Later releases get
+    copies, so that no two releases share a file; that costs their size again. A cache older than a week is dropped before a build.
 options:
   name:
     description:

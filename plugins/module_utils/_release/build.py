@@ -8,10 +8,12 @@ Who may write what, and when:
   not compiled by uv, whose compiler would start the environment's Python together with its .pth files.
 * The directory above uv's cache belongs to root and is closed to the build account except while uv runs. So code of a package, which
   first runs in the proof, can reach neither the cache nor another release.
-* uv makes hard links from its cache, as far as the kernel allows (fs.protected_hardlinks): a file is linked once, when it
-  comes fresh out of its wheel, and copied for every later release, because by then it belongs to root. A release and the cache may
-  thus share a file, two releases never do. The second release of a set costs its bytes again; in exchange no damage spreads.
+* The first release after an empty cache shares its files with the cache, as hard links; later ones get copies. So two releases never share
+  a file, and what the cache shares belongs to root once the release is sealed. A second release of a set costs its bytes again; in
+  exchange no damage spreads. (Links for all of them are not possible anyway: the kernel's fs.protected_hardlinks refuses the build account
+  links to root's files, and uv 0.13 then gives up where two wheels hold the same file, as torch's do.)
 * Files that come from an older cache are compared with the hashes in RECORD before anybody may use them.
+* A cache that is older than a week is dropped before a build: it serves the environments of one run, and must not fill the disk.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import typing as t
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import record, startup, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     BUILD_ACCOUNT,
+    Layout,
     ReleaseError,
     Request,
     hide_credentials,
@@ -61,6 +64,7 @@ _PASSED_ON = (
 
 FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 MIB = 1024 * 1024
+_CACHE_KEPT = 7 * 24 * 3600
 _CACHE_OPEN, _CACHE_CLOSED = 0o710, 0o700
 _UNKNOWN_NEED_MIB = 8192
 _UNKNOWN_NEED_INODES = 60000
@@ -135,6 +139,20 @@ def estimate(stamps: t.Iterable[dict[str, t.Any]], spec: dict[str, t.Any]) -> tu
     return size * 5 // 4 // MIB + 64, files * 2 + 2000
 
 
+def drop_cache(layout: Layout) -> None:
+    """Remove uv's cache, so that the next build takes everything from the index. Raises OSError."""
+    shutil.rmtree(os.path.join(layout.cache, "uv"))
+
+
+def _is_fresh(cache: str) -> bool:
+    """Whether uv made this cache within the last week; not so where its mark is missing or comes from the future."""
+    try:
+        age = time.time() - os.stat(os.path.join(cache, "CACHEDIR.TAG")).st_mtime
+    except OSError:
+        return False
+    return 0 <= age < _CACHE_KEPT
+
+
 class Builder:
     """Builds one release as the build account, within one time limit."""
 
@@ -157,6 +175,9 @@ class Builder:
         os.chmod(self._request.layout.cache, _CACHE_CLOSED)
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._warm = os.path.isdir(self._cache)
+        if self._warm and not _is_fresh(self._cache):
+            drop_cache(self._request.layout)
+            self._warm = False
         for directory in (self._cache, self._scratch, self._release):
             os.makedirs(directory, mode=0o700, exist_ok=directory == self._cache)
             os.chown(directory, self._account.uid, self._account.gid)
@@ -227,10 +248,6 @@ class Builder:
                 problems=wrong[:50],
             )
 
-    def drop_cache(self) -> None:
-        """Remove the cache, so that the next try takes everything from the index."""
-        shutil.rmtree(self._cache)
-
     def add_startup_files(self) -> None:
         """Put the module that sets the runtime variables beside the packages. No package may bring the same names."""
         packages = record.site_packages(self._release)
@@ -293,7 +310,7 @@ class Builder:
             HOME=self._scratch,
             TMPDIR=self._scratch,
             UV_CACHE_DIR=self._cache,
-            UV_LINK_MODE="hardlink",
+            UV_LINK_MODE="copy" if self._warm else "hardlink",
             UV_NO_BUILD="1",
             UV_PYTHON_DOWNLOADS="never",
         )

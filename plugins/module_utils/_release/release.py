@@ -282,7 +282,7 @@ class Operation:
             except build.PoisonedCache as error:
                 self.warnings.append(f"uv's cache was damaged and has been dropped: {error.cause}")
                 builder.discard()
-                builder.drop_cache()
+                build.drop_cache(self.layout)
                 self._install(builder)
             with self.step("compile"):
                 builder.add_startup_files()

@@ -150,6 +150,15 @@ def test_two_releases_share_no_file_and_the_cache_cannot_be_written_through_one(
         assert cached[path.stat().st_ino].stat().st_uid == 0
 
 
+@pytest.mark.parametrize(("days", "kept"), [(6, True), (8, False), (-1, False)])
+def test_an_old_cache_is_dropped_before_a_build(built: Any, days: int, kept: bool) -> None:
+    mark = built.root / ".cache" / "uv" / "CACHEDIR.TAG"
+    when = time.time() - days * 24 * 3600
+    os.utime(mark, (when, when))
+    built.operation(requirements=["plainpkg"]).present()
+    assert (abs(mark.stat().st_mtime - when) < 1) == kept
+
+
 def test_an_upgrade_keeps_the_release_that_served_and_goes_back_to_it(built: Any) -> None:
     older = built.operation().present()["release"]
     result = built.operation(torch="2.9.0+cu128", companions={"torchvision": "0.24.0", "torchaudio": "2.9.0"}).present()

@@ -134,12 +134,17 @@ def tiny_torch_index(directory: Path, versions: tuple[str, ...] = ("2.9.0+cu128"
         plain, _plus, tag = version.partition("+")
         vision, audio = pairs.get(plain, ("0.0.1", plain))
         local = f"+{tag}" if tag else ""
-        write_wheel(directory / "torch", "torch", version, torch_files(version), ("nvidia-tiny==12.8.1",))
+        write_wheel(
+            directory / "torch", "torch", version, torch_files(version), ("nvidia-tiny==12.8.1", "nvidia-small==12.8.2")
+        )
         for project, number in (("torchvision", vision), ("torchaudio", audio)):
             files = {f"{project}/__init__.py": f"{COMPANION[project]}\n__version__ = '{number}{local}'\n"}
             write_wheel(directory / project, project, number + local, files, (f"torch=={plain}",))
-    payload = {"nvidia/tiny/__init__.py": "", "nvidia/tiny/lib/libtiny.so": "tiny\n" * 1000}
+    payload = {"nvidia/__init__.py": "", "nvidia/tiny/__init__.py": "", "nvidia/tiny/lib/libtiny.so": "tiny\n" * 1000}
     write_wheel(directory / "nvidia-tiny", "nvidia-tiny", "12.8.1", payload)
+    # As torch's libraries do, two wheels bring the same file.
+    shared = {"nvidia/__init__.py": "", "nvidia/small/__init__.py": "", "nvidia/small/data": "small\n"}
+    write_wheel(directory / "nvidia-small", "nvidia-small", "12.8.2", shared)
     write_index(directory)
     return directory
 
