@@ -264,6 +264,7 @@ def test_a_gpu_in_use_is_proven_where_the_user_says_so(torch_python, described, 
 def test_a_full_gpu_fails_for_want_of_memory(torch_python, described, hold):
     hold(leave_mib=64)
     result = prove(torch_python, described, when_busy="run")
-    codes = {check["code"] for check in checks_of(result).values() if check["status"] == "failed"}
-    assert codes == {"cuda_2"}, result["reason"]
+    checks = [check for gpu in result["gpus"] for check in gpu["checks"]]
+    assert {check["code"] for check in checks if check["status"] == "failed"} == {"cuda_2"}, result["reason"]
+    assert result["verdict"] == "failed"
     assert "memory is full" in result["remedy"]
