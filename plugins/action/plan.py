@@ -10,7 +10,10 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as ansible_version
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import observation_request
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import (
+    observation_request,
+    urls_to_ask,
+)
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import InvalidDesired
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import INPUT_REFUSALS, resolve
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
@@ -45,6 +48,12 @@ class ActionModule(ActionBase):
             return {**result, "observation": {}, "plan": _unobserved(observed)}
         observation = observed["observation"]
         plan = resolve(observation, desired)
+        urls = urls_to_ask(plan)
+        if urls:  # only where something will be downloaded: a converged host is asked once
+            request = {**request, "urls": urls}
+            observed = self._execute_module("gpufleet.workstation.gpu_info", module_args=request, task_vars=task_vars)
+            observation = observed.get("observation", observation)
+            plan = resolve(observation, desired)
         wrong = [f"{item['reason']}. {item['remedy']}" for item in plan["refusals"] if item["code"] in INPUT_REFUSALS]
         if wrong:
             return {**result, **_stop_the_run(task_vars, " ".join(wrong))}

@@ -49,8 +49,14 @@ options:
       - Like any CUDA program, it has the driver load nvidia-uvm where that has not happened since the boot.
     type: bool
     default: false
+  urls:
+    description:
+      - HTTP addresses that the host is to be asked for, each with a HEAD request; the answers are in RV(observation.urls).
+    type: list
+    elements: str
+    default: []
   time_limit:
-    description: Seconds after which NVML or libcuda is given up.
+    description: Seconds after which NVML, libcuda or an address in O(urls) is given up.
     type: int
     default: 10
 attributes:
@@ -483,6 +489,11 @@ observation:
           type: list
           elements: dict
           sample: [{path: /var/lib/dpkg/lock-frontend, holder: unattended-upgr (process 812)}]
+    urls:
+      description: For each address of O(urls) its C(status) (HTTP) and C(error), which is null where it can be used.
+      returned: when O(urls) is given
+      type: dict
+      sample: {https://download.pytorch.org/whl/cu128/torch/: {status: 200, error: null}}
     unknown:
       description: >-
         What could not be read: C(what) names the key (or C(nvml) or C(libcuda), when that gave no answer), C(why) says the
@@ -505,6 +516,7 @@ ARGUMENTS = {
     "files": {"type": "list", "elements": "str", "default": []},
     "variables": {"type": "list", "elements": "str", "default": ["TOKENIZERS_PARALLELISM"]},
     "cuda": {"type": "bool", "default": False},
+    "urls": {"type": "list", "elements": "str", "default": []},
     "time_limit": {"type": "int", "default": 10},
 }
 _TIME_LIMITS = range(1, 301)

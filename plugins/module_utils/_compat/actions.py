@@ -64,6 +64,17 @@ def observation_request(desired: t.Mapping[str, t.Any] | None) -> dict[str, t.An
     }
 
 
+def urls_to_ask(plan: t.Mapping[str, t.Any]) -> list[str]:
+    """What a plan's builds will download from: an observation with these URLs lets the planner refuse before a change."""
+    builds = {action["data"]["environment"] for action in plan["actions"] if action["id"].startswith("torch.build:")}
+    pages = (_index_page(item) for item in plan["environments"] if item["name"] in builds)
+    return list(dict.fromkeys(page for page in pages if page.startswith(("http://", "https://"))))
+
+
+def _index_page(environment: t.Mapping[str, t.Any]) -> str:
+    return f"{environment['index_url'].rstrip('/')}/torch/"
+
+
 def plan_actions(
     host: Host,
     driver: Driver,
@@ -477,6 +488,7 @@ def _torch_actions(
         release, why = _release(environment, seen)
         if why and release is None:
             builds.append(name)
+            _check_index(host, environment, notes)
             what = f"build {environment['spec']['torch']} for the environment {name}"
             actions.append(Action(f"torch.build:{name}", "torch", what, why, data))
         if why:
@@ -576,6 +588,16 @@ def _check_space(host: Host, builds: t.Sequence[str], wanted: Desired, knowledge
                 f"{wanted.root} has {free[f'free_{key}']} {unit} free, building {listed(builds)} takes {needed}",
                 "Free space there, or put the environments elsewhere with torch_env_root.",
             )
+
+
+def _check_index(host: Host, environment: t.Mapping[str, t.Any], notes: Notes) -> None:
+    silence = host.silence(_index_page(environment))
+    if silence:
+        notes.refuse(
+            "index_unreachable",
+            f"the host cannot use the torch index {environment['index_url']}: {silence}",
+            "Check the host's network, name service and proxy, or name a mirror in torch_env_index_base_url.",
+        )
 
 
 # ---- variables --------------------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ _SHAPE: dict[str, t.Any] = {
         "clock_synchronized": _FLAG,
         "locks": [{"path": _TEXT, "holder": _TEXT}],
     },
+    "urls": {"*": {"status": _NUMBER, "error": _TEXT}},
     "unknown": [{"what": _TEXT, "why": _TEXT}],
 }
 """What the planner reads of an observation. Whatever is of another kind counts as not known."""
@@ -357,6 +358,11 @@ class Host:
         while path and path not in disks:
             path = path.rpartition("/")[0]
         return _mapping(disks.get(path) or disks.get("/"))
+
+    def silence(self, url: str) -> str | None:
+        """Why a URL cannot be used from this host; None where it answers, or was not asked."""
+        answer = _mapping(_mapping(self.observation.get("urls")).get(url))
+        return answer.get("error") or ("it did not answer" if answer and answer.get("status") is None else None)
 
     @property
     def health(self) -> t.Mapping[str, t.Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from .._compat import pci_ids
-from . import child, driver, environments, files, health, kernels, packages, proc, sysfs, system
+from . import child, driver, environments, files, health, kernels, packages, proc, sysfs, system, web
 from .host import KIB, Host, reason
 
 SCHEMA = 1
@@ -32,6 +32,7 @@ class Request:
     files: list[str] = field(default_factory=list)
     variables: list[str] = field(default_factory=lambda: ["TOKENIZERS_PARALLELISM"])
     cuda: bool = False
+    urls: list[str] = field(default_factory=list)
     time_limit: float = 10.0
 
 
@@ -75,6 +76,8 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
             "locks": notes.attempt("health.locks", health.locks, host, notes.unknown),
         },
     }
+    if request.urls:
+        seen["urls"] = notes.attempt("urls", web.answers, request.urls, request.time_limit)
     _finish(host, seen, children, notes)
     seen["unknown"] = notes.unknown
     return _printable(seen)

@@ -1,0 +1,36 @@
+"""A host that cannot reach the index is refused before anything changes on it, and only where it would download."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import urls_to_ask
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+
+FRESH = {"os": {"id": "debian", "version_id": "12", "arch": "x86_64"}, "gpus": [{"pci_device_id": "2f04"}]}
+PAGE = "https://download.pytorch.org/whl/cu128/torch/"
+
+
+def test_what_a_build_downloads_from_is_asked():
+    assert urls_to_ask(resolve(FRESH)) == [PAGE]
+    assert urls_to_ask(resolve(FRESH, {"steps": ["driver"]})) == []
+
+
+@pytest.mark.parametrize("answer", [{"status": None, "error": "timed out"}, {"status": 404, "error": "it answers 404"}])
+def test_silent_index_is_refused_with_its_address_and_the_cause(answer):
+    plan = resolve({**FRESH, "urls": {PAGE: answer}})
+    assert plan["feasible"] is False
+    assert plan["actions"] == []
+    (refusal,) = plan["refusals"]
+    assert refusal["code"] == "index_unreachable"
+    assert "https://download.pytorch.org/whl/cu128" in refusal["reason"]
+    assert answer["error"] in refusal["reason"]
+    assert "torch_env_index_base_url" in refusal["remedy"]
+
+
+def test_index_that_answers_changes_nothing():
+    assert resolve({**FRESH, "urls": {PAGE: {"status": 200, "error": None}}}) == resolve(FRESH)
+
+
+def test_garbled_answer_is_not_taken_for_one():
+    assert resolve({**FRESH, "urls": {PAGE: {"status": None}}})["feasible"] is False
+    assert resolve({**FRESH, "urls": "none"}) == resolve(FRESH)
