@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What does a proven release cost beside a bare `uv pip install --compile-bytecode` of the same set?
 
-Both start with an empty cache and use the same index, uv and interpreter; the runs alternate. Ours includes everything that the module
+Both start with an empty cache and use the same index, uv and interpreter, before everything else that the machine has to do; the
+runs alternate. Ours includes everything that the module
 does on the host: RECORD, bytecode, ownership, manifest, static proof, syncfs, stamp, switch. Runs as root, prints one JSON
 object {ours_s, bare_s, ratio, target, ...} and ends with 1 where the target is missed.
 """
@@ -44,10 +45,14 @@ def main() -> int:
         ours: list[float] = []
         bare: list[float] = []
         steps: list[dict[str, Any]] = []
-        for _round in range(arguments.rounds):
-            bare.append(measure_bare(Path(directory), arguments))
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+        for number in range(arguments.rounds):
+            if number % 2 == 0:
+                bare.append(measure_bare(Path(directory), arguments))
             seconds, steps = measure_ours(Path(directory), arguments)
             ours.append(seconds)
+            if number % 2 == 1:
+                bare.append(measure_bare(Path(directory), arguments))
     ratio = statistics.median(ours) / statistics.median(bare)
     figures = {"ours_s": statistics.median(ours), "bare_s": statistics.median(bare), "ratio": ratio, "target": TARGET}
     rounded = {name: round(value, 3) for name, value in figures.items()}
@@ -67,7 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--interpreter", default="/usr/bin/python3")
     parser.add_argument("--uv", default=shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"))
     parser.add_argument("--directory", default="/var/tmp", help="where to build; one release and its cache must fit")  # noqa: S108
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if os.geteuid() != 0 or not arguments.uv:
         parser.error("run this as root, with uv on PATH or named with --uv")
