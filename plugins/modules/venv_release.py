@@ -34,7 +34,8 @@ options:
     description:
       - V(present) makes a proven release of O(spec) current; it is built where the host has none.
       - V(previous) goes back to the release that served before, once it is proven against this host as it is now. Needs no network.
-      - V(absent) removes the environment with all its releases, unless a process uses one.
+      - V(absent) removes the environment with all its releases, unless a process uses one. With the last environment go uv, its cache,
+        the launcher and the account C(gpufleet), if this module created it.
     type: str
     choices: [present, previous, absent]
     default: present
@@ -234,7 +235,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._proof import runner
 from ..module_utils._release import tool
-from ..module_utils._release.build import build_account
+from ..module_utils._release.build import build_account, remove_build_account
 from ..module_utils._release.model import BadInput, Layout, ReleaseError, Request, check_name, check_root
 from ..module_utils._release.release import Host, Operation
 
@@ -313,6 +314,7 @@ def _host(layout: Layout, uv_archive: str | None) -> Host:
         uv=lambda: _uv(layout, uv_archive),
         prove=runner.run_checks,
         now=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        forget_account=remove_build_account,
     )
 
 

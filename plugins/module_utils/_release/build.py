@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -64,6 +65,7 @@ _PASSED_ON = (
 
 FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 MIB = 1024 * 1024
+_ACCOUNT_COMMENT = "builds the environments of gpufleet.workstation"
 _CACHE_KEPT = 7 * 24 * 3600
 _CACHE_OPEN, _CACHE_CLOSED = 0o710, 0o700
 _UNKNOWN_NEED_MIB = 8192
@@ -76,36 +78,39 @@ class PoisonedCache(ReleaseError):
 
 def build_account(cache: str) -> Account:
     """The system account that builds; it is created where the host has none."""
-    step = "create the build account"
-    remedy = f"Create a system account {BUILD_ACCOUNT}, then run again."
     try:
         account = Account.of(BUILD_ACCOUNT)
     except KeyError:
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", cache]
-        command += [
-            "--shell",
-            "/usr/sbin/nologin",
-            "--comment",
-            "builds the environments of gpufleet.workstation",
-            BUILD_ACCOUNT,
-        ]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
-                timeout=60,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ReleaseError(step, f"useradd cannot run: {error}", remedy) from error
-        if done.returncode != 0:
-            raise ReleaseError(step, f"useradd says: {done.stderr.strip()}", remedy) from None
+        command += ["--shell", "/usr/sbin/nologin", "--comment", _ACCOUNT_COMMENT, BUILD_ACCOUNT]
+        problem = _administer(command)
+        if problem is not None:
+            remedy = f"Create a system account {BUILD_ACCOUNT}, then run again."
+            raise ReleaseError("create the build account", problem, remedy) from None
         account = Account.of(BUILD_ACCOUNT)
     if account.uid == 0:
-        raise ReleaseError(step, f"{BUILD_ACCOUNT} has the uid of root", "Give that account a uid of its own.")
+        cause = f"{BUILD_ACCOUNT} has the uid of root"
+        raise ReleaseError("create the build account", cause, "Give that account a uid of its own.")
     return account
+
+
+def remove_build_account() -> str | None:
+    """Remove the system account if it is the one that build_account() creates; says what stood in the way, if anything."""
+    try:
+        ours = pwd.getpwnam(BUILD_ACCOUNT).pw_gecos == _ACCOUNT_COMMENT
+    except KeyError:
+        return None
+    return _administer(["userdel", BUILD_ACCOUNT]) if ours else None
+
+
+def _administer(command: list[str]) -> str | None:
+    """Run a program of shadow-utils; returns what it complains about."""
+    environment = {"PATH": _PATH, "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{command[0]} cannot run: {error}"
+    return None if done.returncode == 0 else f"{command[0]} says: {done.stderr.strip()}"
 
 
 def check_room(directory: str, need_mib: int, need_inodes: int) -> None:

@@ -40,12 +40,13 @@ Proof = dict[str, t.Any]
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """What this needs from outside: the build account, uv, the static proof and the clock."""
+    """What this needs from outside: the build account, uv, the static proof, the clock, and how the account is removed."""
 
     account: t.Callable[[], Account]
     uv: t.Callable[[], t.Optional[str]]  # None: it is not on this host and was not handed over
     prove: t.Callable[[str, dict[str, t.Any], str, float], Proof]
     now: t.Callable[[], str]
+    forget_account: t.Callable[[], t.Optional[str]] = lambda: None  # says what stood in the way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +142,11 @@ class Operation:
     def previous(self) -> dict[str, t.Any]:
         """Go back to the previous release, once it is proven against the host as it is today."""
         check_limits(self.request)
+        remedy = "Ask for the version that you want instead (torch_env_version)."
+        if not os.path.isdir(self.layout.home):
+            raise BadInput("name", f"there is no environment {self.layout.home}", remedy)
         with self._changing():
             target = self.before.previous
-            remedy = "Ask for the version that you want instead (torch_env_version)."
             if target is None or target == self.before.current:
                 raise ReleaseError(
                     "roll back",
@@ -212,6 +215,12 @@ class Operation:
                 os.unlink(self.request.launcher)
         store.remove_tree(self.layout.cache)
         store.remove_tree(self.layout.tools)
+        problem = self.host.forget_account()
+        if problem is not None:
+            self.warnings.append(f"the build account is still there: {problem}")
+        os.unlink(self.layout.lock)
+        with contextlib.suppress(OSError):  # somebody else's files may lie there
+            os.rmdir(self.layout.root)
 
     @contextlib.contextmanager
     def _changing(self) -> t.Iterator[None]:
@@ -219,7 +228,6 @@ class Operation:
         with contextlib.ExitStack() as stack:
             if not self.check_mode:
                 with self.step("lock"):
-                    os.makedirs(self.layout.root, mode=0o755, exist_ok=True)
                     stack.enter_context(store.locked(self.layout, self.request.lock_timeout))
                 stack.enter_context(interruptible())
             with self.step("read"):

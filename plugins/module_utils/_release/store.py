@@ -254,9 +254,8 @@ def write_files(files: dict[str, tuple[int, str]], paths: t.Iterable[str]) -> No
 @contextlib.contextmanager
 def locked(layout: Layout, timeout: float) -> t.Iterator[None]:
     """Hold the lock of the root. The kernel frees it when its holder ends, however that happens."""
-    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = _acquire(layout, time.monotonic() + timeout, timeout)
     try:
-        _acquire(layout, descriptor, timeout)
         holder = f"process {os.getpid()}, working on {layout.name} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.encode("utf-8"), 0)
@@ -265,18 +264,31 @@ def locked(layout: Layout, timeout: float) -> t.Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(layout: Layout, descriptor: int, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+def _acquire(layout: Layout, deadline: float, timeout: float) -> int:
+    """Return the descriptor that holds the lock."""
     while True:
+        os.makedirs(layout.root, mode=0o755, exist_ok=True)
+        descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            if _is_file(descriptor, layout.lock):
+                return descriptor
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another process"
+                os.close(descriptor)
                 raise ReleaseError(
                     "wait for the lock",
                     f"{layout.root} is being changed by another run ({holder}), for longer than {timeout:.0f} s",
                     "Let that run end, then run again.",
                 ) from None
             time.sleep(0.2)
+        os.close(descriptor)
+
+
+def _is_file(descriptor: int, path: str) -> bool:
+    """Whether ``path`` still names the open file: who removes the last environment removes the lock as well."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

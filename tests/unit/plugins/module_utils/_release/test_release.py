@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pwd
@@ -16,7 +17,6 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
     build,
     manifest,
     model,
-    release,
     store,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.processes import Ended
@@ -132,7 +132,7 @@ def test_the_builder_cannot_reach_the_cache_once_a_package_can_run(bench: Any) -
         seen.append(as_nobody("ls", bench.root / ".cache" / "uv").returncode)
         return prove(*arguments)
 
-    operation.host = release.Host(operation.host.account, operation.host.uv, look, operation.host.now)
+    operation.host = dataclasses.replace(operation.host, prove=look)
     operation.present()
     assert seen == [2]
 
@@ -175,6 +175,12 @@ def test_an_upgrade_keeps_the_release_that_served_and_goes_back_to_it(built: Any
 def test_without_a_previous_release_there_is_no_way_back(built: Any) -> None:
     with pytest.raises(model.ReleaseError, match="no previous release"):
         built.operation().previous()
+
+
+def test_an_environment_that_is_not_there_cannot_go_back_and_is_not_begun(bench: Any) -> None:
+    with pytest.raises(model.BadInput, match="there is no environment"):
+        bench.operation().previous()
+    assert not bench.root.exists()
 
 
 def test_a_previous_release_that_no_longer_proves_is_not_switched_to(built: Any) -> None:
@@ -402,7 +408,7 @@ def test_check_mode_predicts_and_writes_nothing(bench: Any) -> None:
 
 def test_without_uv_the_host_asks_for_it_and_changes_nothing(bench: Any) -> None:
     operation = bench.operation()
-    operation.host = release.Host(operation.host.account, lambda: None, operation.host.prove, operation.host.now)
+    operation.host = dataclasses.replace(operation.host, uv=lambda: None)
     result = operation.present()
     assert result["uv_needed"]
     assert not result["changed"]
@@ -479,8 +485,12 @@ def test_absent_takes_the_environment_and_at_last_the_shared_parts(built: Any) -
     assert not built.home.exists()
     assert (built.root / ".cache").exists()
     assert (built.directory / "bin" / "gpu-env").exists()
-    built.operation(name="other").absent()
-    assert os.listdir(built.root) == [".lock"]
+    forgotten = []
+    last = built.operation(name="other")
+    last.host = dataclasses.replace(last.host, forget_account=lambda: forgotten.append(True))
+    assert last.absent()["warnings"] == []
+    assert forgotten == [True]
+    assert not built.root.exists()
     assert not (built.directory / "bin" / "gpu-env").exists()
     assert not built.operation().absent()["changed"]
 
@@ -536,7 +546,7 @@ def test_code_of_a_package_runs_first_in_the_proof_and_never_as_root(bench: Any,
         as_nobody(python, "-I", "-c", "")
         return prove(python, *arguments)
 
-    operation.host = release.Host(operation.host.account, operation.host.uv, look, operation.host.now)
+    operation.host = dataclasses.replace(operation.host, prove=look)
     operation.request = bench.request(index_url="")
     with tiny_index.serve(tmp_path) as url:
         operation.request = bench.request(index_url=f"{url}/cu128", companions={})
@@ -563,7 +573,7 @@ def test_a_signal_is_a_failure_of_the_step_that_cleans_up(bench: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    operation.host = release.Host(operation.host.account, operation.host.uv, interrupted, operation.host.now)
+    operation.host = dataclasses.replace(operation.host, prove=interrupted)
     with pytest.raises(model.ReleaseError, match="SIGTERM"):
         operation.present()
     assert os.listdir(bench.home / "releases") == []

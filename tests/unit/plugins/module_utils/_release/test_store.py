@@ -210,3 +210,10 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_without_end() -> None:
     stuck = subprocess.Popen(["/bin/sleep", "60"], stderr=subprocess.PIPE, text=True)
     with pytest.raises(OSError, match="did not take everything within 0 s"):
         store.finish_sync(stuck, 0.1)
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(layout: model.Layout) -> None:
+    with store.locked(layout, 0):
+        os.unlink(layout.lock)  # as the removal of the last environment does
+    with store.locked(layout, 0), pytest.raises(model.ReleaseError, match="another run"), store.locked(layout, 0):
+        pass
