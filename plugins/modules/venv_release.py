@@ -189,7 +189,7 @@ previous:
 path:
   description: Directory of RV(release).
   returned: success
-  type: path
+  type: str
 steps:
   description: The steps that were taken, in order.
   returned: always
