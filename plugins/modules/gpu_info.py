@@ -505,6 +505,7 @@ observation:
 
 import os
 import re
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
@@ -524,7 +525,7 @@ _ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
-def invalid(parameters):
+def invalid(parameters: dict[str, Any]) -> str | None:
     """Return what is wrong with the options, or None."""
     for path in [parameters["root"], *parameters["files"]]:
         if not os.path.isabs(path) or os.path.normpath(path) != path or "\0" in path:
@@ -540,7 +541,7 @@ def invalid(parameters):
     return None
 
 
-def main():
+def main() -> None:
     """Validate, observe, answer."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     problem = invalid(module.params)

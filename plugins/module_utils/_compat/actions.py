@@ -560,7 +560,9 @@ def _proof_actions(
         why = f"it belongs to {people['owner']}:{people['group']}"
         return [Action(f"torch.owner:{name}", "torch", what, why, data)]
     proven = (stamp.get("proof") or {}).get("sm")
-    missing = [sm for sm in environment["sm"] if proven is not None and sm not in proven]
+    if proven is None:
+        return []
+    missing = [sm for sm in environment["sm"] if sm not in proven]
     if missing:
         why = f"{seen.get('current')} was proven for {listed(proven) or 'no GPU'}, not for {listed(missing)}"
         return [Action(f"torch.prove:{name}", "torch", f"prove the environment {name} again", why, data)]
@@ -675,11 +677,11 @@ def _runtime_file(host: Host, path: str, wanted: ManagedFile | None) -> Action |
         }
         why = "no variables are wanted any more"
         return Action(f"runtime.file:{path}", "runtime", f"remove {path}", why, {**data, "reload": reload})
-    why = host.difference(wanted)
-    if why is None:
+    drift = host.difference(wanted)
+    if drift is None:
         return None
     data = {**wanted.as_dict(), "state": "present", "reload": reload}
-    return Action(f"runtime.file:{path}", "runtime", f"write {path}", why, data)
+    return Action(f"runtime.file:{path}", "runtime", f"write {path}", drift, data)
 
 
 def _runtime_block(host: Host, block: str) -> Action | None:

@@ -41,6 +41,7 @@ _NO_ROOT_BELOW = (
 )
 
 _PREFIXES = {"driver": "nvidia_driver_", "runtime": "runtime_env_", "proof": "gpu_proof_", "torch": "torch_env_"}
+_DEFAULTS: t.Mapping[str, t.Any] = matrix.DEFAULTS
 _TOP_LEVEL = ("python", "environments", "root", "package_index_url", "keep")
 
 
@@ -226,7 +227,7 @@ def _driver(section: _Section) -> DesiredDriver:
         state=section.choice("state", ("present", "absent"), "present"),
         minimum=section.matching(
             "minimum",
-            matrix.DEFAULTS["driver_minimum"],
+            _DEFAULTS["driver_minimum"],
             _DRIVER_VERSION,
             "must be a driver version such as 550 or 570.133.07",
         ),
@@ -260,7 +261,7 @@ def _address(section: _Section, value: str) -> str:
 def _torch(section: _Section, default: DesiredTorch | None = None) -> DesiredTorch:
     """Read {version, cuda, index_url, index_base_url}; what is missing comes from `default`."""
     section.only("version", "cuda", "index_url", "index_base_url")
-    match = _TORCH.fullmatch(section.text("version", default.version if default else matrix.DEFAULTS["torch"]))
+    match = _TORCH.fullmatch(section.text("version", default.version if default else _DEFAULTS["torch"]))
     if not match:
         raise section.bad("version", "must be a version such as 2.9.1 or 2.9.1+cu128")
     own = _unless_auto(section.matching("cuda", "auto", _TAG, "must be auto or a CUDA tag such as cu128"))
@@ -279,8 +280,8 @@ def _torch(section: _Section, default: DesiredTorch | None = None) -> DesiredTor
         cuda=own,
         tag=tag or (named[0] if named else None),
         index_url=index_url,
-        index_base_url=base or matrix.DEFAULTS["torch_index_base_url"],
-        custom_index=bool(index_url or (base and base != matrix.DEFAULTS["torch_index_base_url"])),
+        index_base_url=base or _DEFAULTS["torch_index_base_url"],
+        custom_index=bool(index_url or (base and base != _DEFAULTS["torch_index_base_url"])),
     )
 
 

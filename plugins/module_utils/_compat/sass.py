@@ -9,6 +9,8 @@ import typing as t
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import version_key
 
+_RULE: t.Mapping[str, t.Any] = matrix.SASS
+
 
 def runs_on(code: str, device: str, cuda: str) -> bool:
     """Whether code compiled for compute capability `code` by CUDA `cuda` runs on a device (all as in "12.0")."""
@@ -16,9 +18,9 @@ def runs_on(code: str, device: str, cuda: str) -> bool:
     code_key, device_key = version_key(code), version_key(device)
     if code_key[0] != device_key[0] or code_key > device_key:
         return False
-    if device not in matrix.SASS["excluded_devices"].get(code, ()):
+    if device not in _RULE["excluded_devices"].get(code, ()):
         return True
-    return code in matrix.SASS["lifted_for"] and version_key(cuda) >= version_key(matrix.SASS["lifted_from_cuda"])
+    return code in _RULE["lifted_for"] and version_key(cuda) >= version_key(_RULE["lifted_from_cuda"])
 
 
 def serving_code(architectures: t.Iterable[str], device: str, cuda: str) -> str | None:
@@ -28,4 +30,4 @@ def serving_code(architectures: t.Iterable[str], device: str, cuda: str) -> str 
 
 
 def _renamed(compute_capability: str) -> str:
-    return matrix.SASS["same_device"].get(compute_capability, compute_capability)
+    return _RULE["same_device"].get(compute_capability, compute_capability)

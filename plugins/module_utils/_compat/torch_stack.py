@@ -272,9 +272,9 @@ def _choose_python(
     wanted: DesiredEnvironment, release: Release | None, host: Host, notes: Notes
 ) -> tuple[str | None, str | None]:
     """Return (version, interpreter): the system's own Python where torch supports it, else the newest supported one."""
-    here, own, packages = host.pythons(), None, {}
-    if host.distribution:
-        own, packages = host.distribution.python, host.distribution.python_packages
+    here = host.pythons()
+    own = host.distribution.python if host.distribution else None
+    packages: t.Mapping[str, str] = host.distribution.python_packages if host.distribution else {}
     supports = f"torch {release.version} supports Python {' to '.join(release.python)}" if release else ""
     has = listed(sorted(here, key=version_key)) or "none" if here is not None else f"{host.os_name} comes with {own}"
 
@@ -308,10 +308,10 @@ def _choose_python(
         )
         return None, None
     offered = [version for version in packages if fits(version)]
-    version = newest(offered) if offered else None
-    if version and here is None:
-        notes.say(f"{supports}, {has}: its package {packages[version]} has to be installed.")
-        return version, f"/usr/bin/python{version}"
-    remedy = f"Install the package {packages[version]} on the host." if version else "Install one of these on the host."
+    best = newest(offered) if offered else None
+    if best and here is None:
+        notes.say(f"{supports}, {has}: its package {packages[best]} has to be installed.")
+        return best, f"/usr/bin/python{best}"
+    remedy = f"Install the package {packages[best]} on the host." if best else "Install one of these on the host."
     notes.refuse("python", f"{supports}, {'the host has ' if here is not None else ''}{has}", remedy)
-    return version, None
+    return best, None

@@ -9,6 +9,7 @@ The host's proxy variables are honoured. Certificates are not judged here: uv br
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Sequence
 
 from . import child
@@ -20,7 +21,7 @@ def answers(urls: Sequence[str], time_limit: float) -> dict[str, dict[str, Any]]
 
     Each is asked in a child of its own, all at once, because looking up a name cannot be interrupted.
     """
-    children = {url: child.start(lambda url=url: _ask(url, time_limit), time_limit) for url in urls}
+    children = {url: child.start(partial(_ask, url, time_limit), time_limit) for url in urls}
     found: dict[str, dict[str, Any]] = {}
     for url, process in children.items():
         try:
