@@ -111,7 +111,6 @@ def measure_bare(directory: Path, arguments: argparse.Namespace) -> float:
         **os.environ,
         "UV_CACHE_DIR": str(place / "cache"),
         "UV_INDEX": arguments.index_url,
-        "UV_NO_BUILD": "1",
     }
     if arguments.package_index_url:
         environment["UV_DEFAULT_INDEX"] = arguments.package_index_url

@@ -218,7 +218,15 @@ class Builder:
         step = f"install torch {spec['torch']}"
         wanted = [f"torch=={spec['torch']}"]
         wanted += [f"{project}=={version}" for project, version in sorted((spec.get("companions") or {}).items())]
-        command = ["pip", "install", "--python", os.path.join(self._release, "bin", "python"), "--requirements", "-"]
+        command = [
+            "pip",
+            "install",
+            "--no-build",
+            "--python",
+            os.path.join(self._release, "bin", "python"),
+            "--requirements",
+            "-",
+        ]
         with self._open_cache():
             self._run_uv(step, command, text="\n".join(wanted) + "\n", index=self._request.index_url)
             if spec.get("requirements"):
@@ -316,7 +324,6 @@ class Builder:
             TMPDIR=self._scratch,
             UV_CACHE_DIR=self._cache,
             UV_LINK_MODE="copy" if self._warm else "hardlink",
-            UV_NO_BUILD="1",
             UV_PYTHON_DOWNLOADS="never",
         )
         if self._request.package_index_url:

@@ -323,6 +323,7 @@ def test_requirements_come_from_the_package_index_and_torch_never_does(bench: An
     [
         ({"requirements": ["wantsold"]}, "torch==1.0"),
         ({"requirements": ["nosuchproject"]}, "nosuchproject was not found"),
+        ({"requirements": ["sourceonly"]}, "has no usable wheels"),
         ({"torch": "2.9.2+cu128"}, "no version of torch==2.9.2"),
         ({"companions": {"torchvision": "0.24.0"}}, "torchvision"),
     ],

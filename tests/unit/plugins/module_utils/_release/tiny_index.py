@@ -7,9 +7,11 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import os
 import shutil
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -121,7 +123,7 @@ def write_index(directory: Path) -> None:
     """Make the PEP 503 pages for the wheels that lie in the directory's project folders."""
     for project in [path for path in directory.iterdir() if path.is_dir()]:
         links = []
-        for wheel in sorted(project.glob("*.whl")):
+        for wheel in sorted([*project.glob("*.whl"), *project.glob("*.tar.gz")]):
             digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
             links.append(f'<a href="{wheel.name.replace("+", "%2B")}#sha256={digest}">{wheel.name}</a><br>')
         (project / "index.html").write_text("<!DOCTYPE html><html><body>" + "\n".join(links) + "</body></html>")
@@ -157,8 +159,23 @@ def tiny_package_index(directory: Path) -> Path:
     write_wheel(
         directory / "torch", "torch", "1.0", {"torch/__init__.py": "raise ImportError('from the wrong index')\n"}
     )
+    write_sdist(directory / "sourceonly", "sourceonly", "1.0")
     write_index(directory)
     return directory
+
+
+def write_sdist(directory: Path, project: str, version: str) -> None:
+    """Write a source distribution whose build would leave a trace."""
+    directory.mkdir()
+    setup = "open('/var/tmp/gpufleet-built-from-source', 'w')\nfrom setuptools import setup\nsetup()\n"
+    with tarfile.open(directory / f"{project}-{version}.tar.gz", "w:gz") as archive:
+        for name, text in (
+            ("PKG-INFO", f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"),
+            ("setup.py", setup),
+        ):
+            member = tarfile.TarInfo(f"{project}-{version}/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
