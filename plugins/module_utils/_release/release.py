@@ -221,6 +221,9 @@ class Operation:
         os.unlink(self.layout.lock)
         with contextlib.suppress(OSError):  # somebody else's files may lie there
             os.rmdir(self.layout.root)
+            parent = os.path.dirname(self.layout.root)
+            if os.path.basename(parent) == "gpufleet":  # as in the default root, where the first build made it
+                os.rmdir(parent)
 
     @contextlib.contextmanager
     def _changing(self) -> t.Iterator[None]:

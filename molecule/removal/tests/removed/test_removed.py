@@ -20,4 +20,5 @@ def test_variables_are_the_users_own_again(host_named):
     host = host_named("ws-mixed")
     assert [path for path in runtime.FILES if host.file(path).exists] == []
     assert host.file("/etc/environment").content_string == "# ours\nEDITOR=vi\nTOKENIZERS_PARALLELISM=0\n"
-    assert runtime.value_of(runtime.ssh(host, "env")) == "0"
+    assert runtime.value_of(runtime.over_ssh(host, "env")) == "0"
+    assert runtime.in_system_service(host) is None
