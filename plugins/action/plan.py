@@ -91,12 +91,16 @@ def _stop_the_run(task_vars: dict[str, Any], problem: str) -> dict[str, Any]:
 
 
 def _unobserved(observed: dict[str, Any]) -> dict[str, Any]:
-    cause = observed.get("msg") or observed.get("module_stderr") or "gpu_info gave no answer"
+    cause = str(observed.get("msg") or "gpu_info gave no answer").strip()
+    stderr = str(observed.get("module_stderr") or "").strip()
+    if stderr:  # of a shell the first line says it, of Python the last
+        cause = f"{cause} ({stderr.splitlines()[-1 if 'Traceback' in stderr else 0]})"
     refusal = {
         "code": "unobserved",
         "gpu": None,
-        "reason": f"the host could not be observed: {str(cause).strip()}",
-        "remedy": "Check the become password (-K), sudo and Python 3.9 or newer on the host; nothing was changed on it.",
+        "reason": f"the host could not be observed: {cause}",
+        "remedy": "Check the become password (-K), sudo, and that the host's Python (ansible_python_interpreter) is 3.9 or newer; "
+        "nothing was changed on it.",
     }
     return {"feasible": False, "refusals": [refusal], "actions": [], "environments": [], "steps": []}
 
