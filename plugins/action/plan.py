@@ -16,6 +16,8 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actio
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import InvalidDesired
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import INPUT_REFUSALS, resolve
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
+from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import clean
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
     InvalidVariables,
     desired_state,
@@ -86,7 +88,7 @@ class ActionModule(ActionBase):
 
 def _stop_the_run(task_vars: dict[str, Any], problem: str) -> dict[str, Any]:
     """Fail the task for a value that no host can have: the play stops before any host changes."""
-    message = f"{task_vars.get('inventory_hostname')}: {problem.rstrip('.')}. Nothing was changed on any host."
+    message = f"{task_vars.get('inventory_hostname')}: {clean(problem).rstrip('.')}. Nothing was changed on any host."
     return {"failed": True, "msg": message}
 
 
@@ -110,7 +112,7 @@ def _diff(action: dict[str, Any]) -> dict[str, str]:
     after = content if isinstance(content, str) else f"{action['what']}\n"
     return {
         "before_header": f"{action['id']} (now)",
-        "after_header": f"{action['id']} (planned: {action['why']})",
+        "after_header": f"{action['id']} (planned: {clean(action['why'])})",
         "before": "",
-        "after": after,
+        "after": hide_credentials(after),
     }

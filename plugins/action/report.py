@@ -48,19 +48,22 @@ class ActionModule(ActionBase):
             groups = plan_groups(plans)
             display.display("\n" + plan_text(plans, width) + "\n")
             return {**result, "groups": groups, "disruptive": any(group["disruptive"] for group in groups)}
-        rows = [host_row(host, _state(hostvars[host]), self._task.check_mode) for host in hosts]
+        served = set(task_vars.get("ansible_play_hosts") or [])
+        rows = [host_row(host, _state(hostvars[host], host not in served), self._task.check_mode) for host in hosts]
         table = result_text(rows, width)
         if SUMMARY_CALLBACK not in constants.config.get_config_value("CALLBACKS_ENABLED"):
             display.display("\n" + table + "\n")
         return {**result, "hosts": {row["host"]: row for row in rows}, "table": table}
 
 
-def _state(variables: Any) -> dict[str, Any]:
+def _state(variables: Any, lost: bool) -> dict[str, Any]:
     state = {key: _plain(variables.get(name)) for key, name in _REGISTERED.items()}
     proof = state["planned"].get("plan", {}).get("proof", {})
     return {
         **state,
         "failed": str(variables.get("gpufleet_failed") or ""),
+        "lost": lost,
+        "held_back": variables.get("gpufleet_held_back") is True,
         "required_level": proof.get("required_level"),
         "note": str(variables.get("gpufleet_note") or ""),
     }

@@ -55,7 +55,8 @@ hosts:
       description: Whether the host is train-ready. Nothing that is missing or unknown is ever ready.
       type: bool
     outcome:
-      description: One of C(ready), C(planned), C(unfinished), C(pending), C(not_proven), C(refused), C(unreachable), C(failed).
+      description:
+        - One of C(ready), C(planned), C(held_back), C(unfinished), C(pending), C(not_proven), C(refused), C(unreachable), C(failed).
       type: str
     reason:
       description: Why the host is not ready.

@@ -16,10 +16,12 @@ import textwrap
 from collections import Counter
 from typing import Any
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
+
 LEVELS = ("static", "quick", "full", "stress")
 """Levels of proof, weakest first."""
 
-OUTCOMES = ("failed", "unreachable", "refused", "not_proven", "pending", "unfinished", "planned", "ready")
+OUTCOMES = ("failed", "unreachable", "refused", "not_proven", "pending", "unfinished", "held_back", "planned", "ready")
 """Every outcome, the most urgent first."""
 
 _LABELS = {
@@ -29,6 +31,7 @@ _LABELS = {
     "not_proven": "NOT PROVEN",
     "pending": "PENDING",
     "unfinished": "UNFINISHED",
+    "held_back": "HELD BACK",
     "planned": "WOULD CHANGE",
     "ready": "READY",
 }
@@ -38,19 +41,21 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def clean(value: Any) -> str:
-    """Return ``value`` as one line of printable text."""
-    return _CONTROL.sub(" ", "" if value is None else str(value)).strip()
+    """Return ``value`` as one line of printable text, its URLs without credentials."""
+    return hide_credentials(_CONTROL.sub(" ", "" if value is None else str(value))).strip()
 
 
 def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict[str, Any]:
     """Judge one host and describe it in a row.
 
     ``state`` holds what the run learned: ``planned`` (result of the action plan before the apply), ``after`` (the same, after
-    it; absent where nothing was to be done), ``proof`` (result of cuda_verify), ``failed`` (text), ``required_level``, ``note``.
+    it; absent where nothing was to be done), ``proof`` (result of cuda_verify), ``failed`` (text), ``lost`` (whether Ansible gave
+    the host up), ``held_back`` (whether the run stopped before it), ``required_level``, ``note``.
     """
     planned = _mapping(state.get("planned"))
     after = _mapping(state.get("after"))
-    latest = after if after.get("plan") else planned
+    # One of an earlier playbook of this run says nothing of a host that was not to be changed since.
+    latest = after if after.get("plan") and _list(_mapping(planned.get("plan")).get("actions")) else planned
     plan, observation = _mapping(latest.get("plan")), _mapping(latest.get("observation"))
     outcome, reason, remedy = _judge(state, planned, latest, check_mode)
     return {
@@ -74,32 +79,50 @@ def _judge(
     state: dict[str, Any], planned: dict[str, Any], latest: dict[str, Any], check_mode: bool
 ) -> tuple[str, str, str]:
     plan = _mapping(latest.get("plan"))
+    wanted = [clean(_mapping(item).get("name")) for item in _list(plan.get("environments"))]
     if _mapping(state.get("proof")).get("verdict") == "failed":
-        return _judge_proof(state)
+        return _judge_proof(state, wanted)
     if state.get("failed"):
         return "failed", clean(state["failed"]), "Mend the cause and run again: steps that are done are not repeated."
     if latest.get("unreachable") or not planned:
         reason = clean(latest.get("msg")) or "the host did not answer"
         return "unreachable", reason, "Check that the host is on and that ssh works, then run again with --limit."
+    if state.get("lost"):
+        reason = "the host stopped answering, or failed outside of what is rescued, while it was served"
+        return (
+            "unreachable",
+            reason,
+            "Its last message is above. Check that it is on and that ssh works, then run again.",
+        )
     refusals = _list(plan.get("refusals"))
     if refusals or plan.get("feasible") is not True:
         first = _mapping(refusals[0]) if refusals else {"reason": "the plan is not complete", "remedy": "Run plan.yml."}
         return "refused", clean(first.get("reason")), clean(first.get("remedy"))
+    if state.get("held_back"):
+        reason = "the run stopped before this host, because more hosts failed than gpufleet_max_failed permits"
+        return "held_back", reason, "Mend the hosts that failed, then run again; nothing was changed on this one."
     pending = _list(plan.get("pending"))
     actions = _list(plan.get("actions"))
-    if check_mode:
-        if actions or pending:
-            return "planned", f"{len(actions)} actions", "Run without --check to carry them out."
-    elif pending:
+    if check_mode and actions:
+        return "planned", f"{len(actions)} actions", "Run without --check to carry them out."
+    if pending:
         first = _mapping(pending[0])
         return "pending", f"{clean(first.get('what'))}: {clean(first.get('why'))}", clean(first.get("remedy"))
-    elif actions:
+    if actions:
         what = ", ".join(clean(_mapping(action).get("what")) for action in actions[:3])
         return "unfinished", f"still to be done: {what}", "Run again; if this stays, report it with the output of -vvv."
-    return _judge_proof(state)
+    if not _mapping(state.get("proof")).get("verdict") and "proof" not in _list(plan.get("steps", ["proof"])):
+        return "not_proven", "this run was told to leave the proof out", "Run with the tag proof."
+    if not wanted:
+        return (
+            "not_proven",
+            "torch_env_environments is empty, so there is nothing to prove",
+            "Name an environment in it.",
+        )
+    return _judge_proof(state, wanted)
 
 
-def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
+def _judge_proof(state: dict[str, Any], wanted: list[str]) -> tuple[str, str, str]:
     proof, required = _mapping(state.get("proof")), state.get("required_level")
     if required not in LEVELS:
         return (
@@ -108,6 +131,10 @@ def _judge_proof(state: dict[str, Any]) -> tuple[str, str, str]:
             f"Set it to one of {', '.join(LEVELS)}.",
         )
     environments = _list(proof.get("environments"))
+    named = {clean(_mapping(item).get("name")) for item in environments}
+    missing = [name for name in wanted if name not in named]
+    if environments and missing and proof.get("verdict") != "failed":
+        return "not_proven", f"{', '.join(missing)}: not among what was proven", "Run again with the tag proof."
     for environment in environments:
         if _mapping(environment).get("verdict") == "failed":
             check = _first_check(environment, "failed")
@@ -325,7 +352,8 @@ _HEADINGS = {
 def plan_text(plans: dict[str, dict[str, Any]], width: int = 120) -> str:
     """Return what would be done, why, and on which hosts, grouped by outcome."""
     lines: list[str] = []
-    for group in plan_groups(plans):
+    groups = plan_groups(plans)
+    for group in groups:
         lines += ["", f"{_HEADINGS[group['kind']].upper()}: {_some(group['hosts'])}   [{group['gpus']}]"]
         if group["decision"]:
             lines += _paragraph("  -> ", group["decision"], width)
@@ -340,11 +368,9 @@ def plan_text(plans: dict[str, dict[str, Any]], width: int = 120) -> str:
             lines += _paragraph("  why: ", reason, width)
         for warning in group["warnings"]:
             lines += _paragraph("  warning: ", warning, width)
-    disruptive = [host for group in plan_groups(plans) if group["disruptive"] for host in group["hosts"]]
-    lines += [
-        "",
-        f"{len(plans)} hosts; disruptive steps (marked !) on {len(disruptive)}: {', '.join(disruptive) or 'none'}.",
-    ]
+    disruptive = [host for group in groups if group["disruptive"] for host in group["hosts"]]
+    head = f"{len(plans)} hosts; disruptive steps (marked !) on {len(disruptive)}: "
+    lines += ["", *_paragraph(head, f"{', '.join(disruptive) or 'none'}.", width)]
     return "\n".join(lines).lstrip("\n")
 
 

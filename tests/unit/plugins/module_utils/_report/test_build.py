@@ -81,6 +81,11 @@ def test_ready_row_shows_what_is_there():
         ("proof.environments", [{"verdict": "passed", "proven": "quick"}, None], "not_proven"),
         ("proof.environments", [{"name": "base", "proven": "quick"}], "not_proven"),
         ("proof.environments", [{"name": "base", "verdict": "failed"}], "not_proven"),
+        ("proof.environments", [{"name": "other", "verdict": "passed", "proven": "quick"}], "not_proven"),
+        ("planned.plan.environments", [{"name": "base"}, {"name": "second"}], "not_proven"),
+        ("planned.plan.environments", [], "not_proven"),
+        ("lost", True, "unreachable"),
+        ("held_back", True, "held_back"),
         ("required_level", None, "not_proven"),
         ("required_level", "full", "not_proven"),
     ],
@@ -133,6 +138,25 @@ def test_check_mode_predicts_instead_of_asking_for_proof():
     row = host_row("ws", state, check_mode=True)
     assert row["outcome"] == "planned"
     assert "would do: install the driver" in result_text([row])
+
+
+def test_second_observation_of_an_earlier_playbook_says_nothing_of_a_host_that_is_gone():
+    state = changed("planned", {"unreachable": True, "msg": "timed out"})
+    state["after"] = copy.deepcopy(READY["planned"])
+    assert host_row("ws", state)["outcome"] == "unreachable"
+
+
+def test_check_mode_tells_what_only_waits_from_what_would_be_done():
+    state = changed("planned.plan.pending", [{"what": "reboot", "why": "not allowed", "remedy": "allow"}])
+    row = host_row("ws", state, check_mode=True)
+    assert (row["outcome"], row["reason"]) == ("pending", "reboot: not allowed")
+
+
+def test_credentials_in_a_url_are_never_shown():
+    state = changed("failed", "Build: https://me:geheim@mirror.example.org/whl does not answer")
+    text = result_text([host_row("ws", state)])
+    assert "geheim" not in text
+    assert "https://mirror.example.org/whl" in text
 
 
 def test_control_characters_of_a_host_never_reach_the_terminal():

@@ -1,0 +1,227 @@
+"""A fleet of folders: the real playbooks, actions and callback, played on hosts that a test describes in files.
+
+Only what would touch a host is replaced: `gpu_info` and `cuda_verify` answer from the host's folder, the roles leave a mark
+there, and a connection plugin breaks when the folder says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import COMMAND_PATH
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
+    command_file,
+    environment_files,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+ANSIBLE = Path(sys.executable).parent / "ansible-playbook"
+
+# A module knows its host by the interpreter that runs it: every host has a link of its own.
+_ANSWER = """#!/usr/bin/python
+# WANT_JSON
+import json, os, sys
+folder = os.path.dirname(sys.executable)
+served = any(os.path.exists(os.path.join(folder, role)) for role in ("torch_env", "runtime_env"))
+name = "{after}" if served else "{before}"
+with open(os.path.join(folder, name)) as file:
+    print(json.dumps(json.load(file)))
+"""
+_MARK = """
+- name: Serve
+  ansible.builtin.command:
+    argv: [sh, "{folder}/serve", "{{{{ ansible_python_interpreter | dirname }}}}", {role}]
+"""
+_SERVE = """
+cd "$1"
+touch "$2"
+[ ! -e "$2.kills" ] || touch dead
+[ ! -e "$2.fails" ] || { echo "no space left" >&2; exit 1; }
+"""
+_CONNECTION = """
+import os
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.connection.local import Connection as Local
+
+DOCUMENTATION = '''
+name: breakable
+short_description: A local connection that can break
+description: [A local connection that can break.]
+author: [The gpufleet.workstation maintainers (@gpufleet)]
+options:
+  folder: {description: [Folder of the host.], type: str, vars: [{name: ansible_host}]}
+extends_documentation_fragment: [connection_pipelining]
+'''
+
+class Connection(Local):
+    transport = "gpufleet.workstation.breakable"
+
+    def exec_command(self, *args, **kwargs):
+        if os.path.exists(os.path.join(self.get_option("folder"), "dead")):
+            raise AnsibleConnectionFailure("the cable is cut")
+        return super().exec_command(*args, **kwargs)
+"""
+
+OBSERVATION: dict[str, Any] = {
+    "schema": 1,
+    "os": {"id": "debian", "version_id": "12", "arch": "x86_64", "virtualization": "wsl", "uid": 0, "init": "systemd"},
+    "gpus": [{"pci_address": "0000:01:00.0", "pci_device_id": "2f04", "name": "NVIDIA GeForce RTX 5070"}],
+    "driver": {"userspace_version": "580.95.05", "loaded_version": "580.95.05", "branch": 580, "packages": []},
+    "environments": [],
+}
+
+
+@dataclass
+class Run:
+    """What a user sees of a run."""
+
+    status: int
+    text: str
+
+    @property
+    def table(self) -> str:
+        """The last table."""
+        return self.text[self.text.rfind("\nhost ") :]
+
+
+class Fleet:
+    """Hosts as folders, and runs on them."""
+
+    def __init__(self, folder: Path, collections: Path) -> None:
+        self.folder, self.collections = folder, collections
+        self.hosts: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, ready: bool = True, proof: str = "passed", **variables: Any) -> Path:
+        """Add a host: a WSL2 machine whose driver is good; unless it is ready its variables are not set yet."""
+        home = self.folder / name
+        home.mkdir()
+        (home / "python").symlink_to(sys.executable)
+        self.hosts[name] = {
+            "ansible_connection": "gpufleet.workstation.breakable",
+            "ansible_host": str(home),
+            "ansible_python_interpreter": str(home / "python"),
+            **variables,
+        }
+        self.observe(name, "after.json", ready=True)
+        self.observe(name, "before.json", ready=ready)
+        proven = {"passed": "quick", "not_run": "static"}.get(proof)
+        environment = {
+            "name": "base", "verdict": proof, "proven": proven, "reason": "as the test asks", "remedy": "ask otherwise",
+            "gpus": [], "checks": [],
+        }  # fmt: skip
+        self.write(name, "proof.json", {"verdict": proof, "level": "quick", "environments": [environment]})
+        return home
+
+    def observe(self, name: str, file: str, ready: bool, **changes: Any) -> None:
+        """Say what gpu_info sees of a host."""
+        observation = {**OBSERVATION, **changes}
+        if ready:
+            observation = {**observation, **self._provisioned(observation, self.hosts[name])}
+        self.write(name, file, {"changed": False, "observation": observation})
+
+    def write(self, name: str, file: str, content: dict[str, Any]) -> None:
+        (self.folder / name / file).write_text(json.dumps(content), encoding="utf-8")
+
+    def marks(self, name: str) -> set[str]:
+        """Which roles ran on a host."""
+        roles = ("nvidia_driver", "torch_env", "runtime_env")
+        return {role for role in roles if (self.folder / name / role).exists()}
+
+    def play(self, *options: str, playbook: str = "provision_gpu", callback: bool = True) -> Run:
+        """Play one of the collection's playbooks as a user would."""
+        inventory = self.folder / "inventory.json"
+        inventory.write_text(
+            json.dumps({"all": {"vars": {"ansible_become": False}, "hosts": self.hosts}}), encoding="utf-8"
+        )
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(self.collections / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
+            "ANSIBLE_HOME": str(self.folder / "ansible"),
+            "ANSIBLE_NOCOLOR": "1",
+            "COLUMNS": "160",
+            "ANSIBLE_CALLBACKS_ENABLED": "gpufleet.workstation.fleet_summary" if callback else "",
+        }
+        command = [str(ANSIBLE), "-i", str(inventory), *options]
+        command += [name if "/" in name else f"gpufleet.workstation.{name}" for name in playbook.split()]
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        return Run(done.returncode, done.stdout + done.stderr)
+
+    @staticmethod
+    def _provisioned(observation: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        """What the host shows once everything that the planner wants is there."""
+        plan = resolve(observation, {"environments": variables.get("torch_env_environments", [{"name": "base"}])})
+        assert plan["feasible"], plan["refusals"]
+        seen: dict[str, Any] = {"environments": [], "files": {}, "runtime": {}}
+        for item in plan["environments"]:
+            stamp = {
+                "spec": item["spec"], "spec_digest": item["spec_digest"], "owner": "root", "group": "root",
+                "proof": {"sm": item["sm"]},
+            }  # fmt: skip
+            seen["environments"].append(
+                {
+                    "name": item["name"], "path": f"{item['root']}/{item['name']}", "current": "r2", "previous": "r1",
+                    "releases": [{"id": "r2", "stamped": True}], "interpreter_ok": True, "owner": "root", "group": "root",
+                    "torch": {"version": item["spec"]["torch"]}, "integrity": {"status": "ok"}, "stamp": stamp,
+                }
+            )  # fmt: skip
+        managed = {row["path"]: (int(row["mode"], 8), row["content"]) for row in plan["runtime"]["files"]}
+        for item in plan["environments"]:
+            managed.update(environment_files(item["root"], item["name"]))
+            managed[COMMAND_PATH] = command_file(item["root"])
+        for path, (mode, content) in managed.items():
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            seen["files"][path] = {
+                "sha256": digest, "mode": f"{mode:04o}", "owner": "root", "group": "root", "type": "file"
+            }  # fmt: skip
+        seen["runtime"]["etc_environment"] = {"block": "TOKENIZERS_PARALLELISM=false\n", "values": {}}
+        return seen
+
+
+@pytest.fixture(scope="session")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the collection whose modules and roles are played."""
+    base = tmp_path_factory.mktemp("collections")
+    home = base / "ansible_collections/gpufleet/workstation"
+    home.mkdir(parents=True)
+    for name in ("plugins", "playbooks", "roles"):
+        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("galaxy.yml", "meta"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
+    modules = home / "plugins/modules"
+    (modules / "gpu_info.py").write_text(_ANSWER.format(before="before.json", after="after.json"), encoding="utf-8")
+    (modules / "cuda_verify.py").write_text(_ANSWER.format(before="proof.json", after="proof.json"), encoding="utf-8")
+    (home / "plugins/connection").mkdir()
+    (home / "plugins/connection/breakable.py").write_text(_CONNECTION, encoding="utf-8")
+    (base / "ansible.cfg").write_text("[defaults]\n", encoding="utf-8")
+    (base / "serve").write_text(_SERVE, encoding="utf-8")
+    for role in ("nvidia_driver", "torch_env", "runtime_env"):
+        shutil.rmtree(home / "roles" / role / "tasks")
+        (home / "roles" / role / "tasks").mkdir()
+        text = "---" + _MARK.format(folder=base, role=role)
+        (home / "roles" / role / "tasks/main.yml").write_text(text, encoding="utf-8")
+    return base
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, collections: Path) -> Fleet:
+    return Fleet(tmp_path, collections)
