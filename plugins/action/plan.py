@@ -77,10 +77,11 @@ class ActionModule(ActionBase):
         return None
 
     def _desired(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        asked = self._task.args.get("steps")
         steps = wanted_steps(
             list(task_vars.get("ansible_run_tags") or []),
             list(task_vars.get("ansible_skip_tags") or []),
-            list(self._task.args.get("steps") or []),
+            None if asked is None else list(asked),
         )
         desired = desired_state(task_vars, self._templar.template, steps)
         return json.loads(json.dumps(desired))  # plain types: no lazily templated containers past this point

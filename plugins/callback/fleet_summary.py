@@ -20,6 +20,7 @@ requirements:
 
 from typing import Any
 
+from ansible import context
 from ansible.plugins.callback import CallbackBase
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import host_row, result_text
 
@@ -42,14 +43,18 @@ class CallbackModule(CallbackBase):
         super().__init__()
         self._hosts: dict[str, dict[str, Any]] = {}
         self._table: str | None = None
-        self._planned_only = False
+        self._reports = False
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """See whether the playbook is one that ends with a report; plan, rollback and remove do not."""
+        blocks = [block for play in playbook.get_plays() for block in play.tasks]
+        self._reports = self._reports or any(_has_report(block) for block in blocks)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Remember a plan or a proof."""
         action = result.task.action
         if action == _REPORT:
-            self._table = result.result.get("table")
-            self._planned_only = self._table is None
+            self._table = result.result.get("table") or self._table
         elif action in _ACTIONS:
             self._remember(result, _ACTIONS[action])
 
@@ -70,14 +75,24 @@ class CallbackModule(CallbackBase):
         """Print the table, of the report or of what is known without it."""
         if self._table is not None:
             self._display.display("\n" + self._table + "\n")
-        elif self._hosts and not self._planned_only:
-            rows = [host_row(name, state) for name, state in sorted(self._hosts.items())]
+        elif self._hosts and self._reports:
+            check_mode = bool(context.CLIARGS.get("check"))
+            rows = [host_row(name, state, check_mode) for name, state in sorted(self._hosts.items())]
             self._display.display("\nThe run ended before its report. What was learned until then:\n")
             self._display.display(result_text(rows) + "\n")
 
     def _remember(self, result: Any, key: str) -> None:
+        self._table = None  # that of a playbook before this one is no longer true
         state = self._hosts.setdefault(result.host.name, {})
         state[key] = dict(result.result)
         plan = state[key].get("plan")
         if isinstance(plan, dict):
             state["required_level"] = (plan.get("proof") or {}).get("required_level")
+
+
+def _has_report(task: Any) -> bool:
+    """Whether a task, or one within a block, prints the table."""
+    for part in ("block", "rescue", "always"):
+        if any(_has_report(inner) for inner in getattr(task, part, None) or ()):
+            return True
+    return getattr(task, "action", None) == _REPORT and task.args.get("show", "outcome") == "outcome"

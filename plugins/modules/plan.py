@@ -22,6 +22,7 @@ options:
   steps:
     description:
       - What the plan may contain. Without it C(--tags) and C(--skip-tags) of the run decide.
+      - An empty list plans nothing, and only observes.
       - With O(steps=[torch]) alone environments are planned against the driver that the host has now.
     type: list
     elements: str

@@ -138,8 +138,8 @@ def _read_key(path: str) -> str:
 
 
 def wanted_steps(run_tags: list[str], skip_tags: list[str], asked: list[str] | None = None) -> list[str]:
-    """Return which of STEPS this run may do, from --tags and --skip-tags, or ``asked`` where a role names them."""
-    if asked:
+    """Return which of STEPS this run may do, from --tags and --skip-tags, or ``asked`` where a task names them."""
+    if asked is not None:
         unknown = sorted(set(asked) - set(STEPS))
         if unknown:
             raise InvalidVariables(f"steps: {', '.join(unknown)} is none of {', '.join(STEPS)}")

@@ -50,7 +50,7 @@ def resolve(
     driver = resolve_driver(host, gpus, bounds, stacks, wanted, knowledge, notes)
     if "torch" not in wanted.steps:
         torch_notes.soften()
-    if {"driver", "torch", "proof"} & set(wanted.steps):
+    if _wants_gpus(wanted):
         notes.add(torch_notes)
     environments = [_environment(stack, gpus, wanted, host) for stack in stacks]
     for text in host.unknown():
@@ -107,11 +107,11 @@ def _choose_gpus(host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes
             chosen.append(gpu)
     for gpu in too_old:
         reason = f"{gpu.label} is older than Maxwell, and no driver that runs torch supports it"
-        if chosen:
+        if chosen or not _wants_gpus(wanted):
             notes.warn(f"{reason}: it is left out.")
         else:
             notes.refuse("gpu_too_old", reason, "Replace it with a GPU of the Maxwell generation (2014) or newer.", gpu)
-    if host.gpus_known and not chosen and not too_old and {"driver", "torch", "proof"} & set(wanted.steps):
+    if host.gpus_known and not chosen and not too_old and _wants_gpus(wanted):
         if host.gpus:
             reason, remedy = (
                 "no GPU is left of those the host has",
@@ -124,6 +124,12 @@ def _choose_gpus(host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes
     for gpu in chosen:
         _describe_gpu(gpu, knowledge, notes)
     return chosen
+
+
+def _wants_gpus(wanted: Desired) -> bool:
+    """Whether this run makes a GPU usable; variables are set, and a driver is removed, also where there is none."""
+    steps = set(wanted.steps) - ({"driver"} if wanted.driver.state == "absent" else set())
+    return bool({"driver", "torch", "proof"} & steps)
 
 
 def _describe_gpu(gpu: Gpu, knowledge: Knowledge, notes: Notes) -> None:

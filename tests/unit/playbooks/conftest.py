@@ -37,6 +37,15 @@ name = "{after}" if served else "{before}"
 with open(os.path.join(folder, name)) as file:
     print(json.dumps(json.load(file)))
 """
+_RELEASE = """#!/usr/bin/python
+# WANT_JSON
+import json, os, sys
+with open(sys.argv[1]) as file:
+    given = json.load(file)
+with open(os.path.join(os.path.dirname(sys.executable), "releases.log"), "a") as log:
+    log.write(f"{given['name']} {given['state']} {given['root']}\\n")
+print(json.dumps({"changed": True}))
+"""
 _MARK = """
 - name: Serve
   ansible.builtin.command:
@@ -137,6 +146,11 @@ class Fleet:
         roles = ("nvidia_driver", "torch_env", "runtime_env")
         return {role for role in roles if (self.folder / name / role).exists()}
 
+    def releases(self, name: str) -> list[str]:
+        """What venv_release was asked on a host: name, state and root of each call."""
+        log = self.folder / name / "releases.log"
+        return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
     def play(self, *options: str, playbook: str = "provision_gpu", callback: bool = True) -> Run:
         """Play one of the collection's playbooks as a user would."""
         inventory = self.folder / "inventory.json"
@@ -210,6 +224,7 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     modules = home / "plugins/modules"
     (modules / "gpu_info.py").write_text(_ANSWER.format(before="before.json", after="after.json"), encoding="utf-8")
     (modules / "cuda_verify.py").write_text(_ANSWER.format(before="proof.json", after="proof.json"), encoding="utf-8")
+    (modules / "venv_release.py").write_text(_RELEASE, encoding="utf-8")
     (home / "plugins/connection").mkdir()
     (home / "plugins/connection/breakable.py").write_text(_CONNECTION, encoding="utf-8")
     (base / "ansible.cfg").write_text("[defaults]\n", encoding="utf-8")

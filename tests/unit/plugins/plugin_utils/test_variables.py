@@ -94,6 +94,7 @@ def test_key_that_cannot_be_read_is_refused(tmp_path):
         (["torch", "runtime"], [], None, ["torch", "runtime"]),
         (["all"], ["driver"], None, ["torch", "runtime", "proof"]),
         (["all"], [], ["runtime", "driver"], ["driver", "runtime"]),
+        (["all"], [], [], []),
     ],
 )
 def test_tags_decide_what_may_be_planned(run, skip, asked, steps):

@@ -171,6 +171,11 @@ def test_a_host_without_gpus_is_refused_and_only_for_that(fresh: Make) -> None:
     assert codes(plan) == {"no_gpu"}
 
 
+def test_a_driver_is_removed_also_where_there_is_no_gpu(fresh: Make) -> None:
+    plan = resolve(fresh(), {"driver": {"state": "absent"}, "steps": ["driver", "runtime"]})
+    assert plan["refusals"] == []
+
+
 def test_a_host_with_no_gpu_left_is_refused(fresh: Make) -> None:
     plan = resolve(fresh(RTX_5090), {"driver": {"gpus_exclude": ["0000:01:00.0"]}})
     assert "Shorten nvidia_driver_gpus_exclude" in refused(plan, "no_gpu")
