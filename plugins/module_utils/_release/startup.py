@@ -39,10 +39,10 @@ del _set_variables
 
 _PYTHON = """#!/bin/sh
 # {mark}: the Python of the release that serves now. A process stays with the release it was started from.
-release=$(readlink -f {current}) && [ -x "$release/bin/python" ] || {{
+if ! release=$(readlink -f {current}) || [ ! -x "$release/bin/python" ]; then
     echo {missing} >&2
     exit 127
-}}
+fi
 exec "$release/bin/python" "$@"
 """
 
@@ -74,19 +74,20 @@ resolve() {{
             exit 2
             ;;
     esac
-    release=$(readlink -f "$root/$1/current") && [ -x "$release/bin/python" ] || {{
+    if ! release=$(readlink -f "$root/$1/current") || [ ! -x "$release/bin/python" ]; then
         echo "gpu-env: no environment '$1' that you can use is in $root; 'gpu-env list' shows what there is" >&2
         exit 127
-    }}
+    fi
 }}
 
 case ${{1-}} in
     list)
         [ $# -eq 1 ] || usage
         for link in "$root"/*/current; do
-            release=$(readlink -f "$link") && [ -x "$release/bin/python" ] || continue
-            name=${{link%/current}}
-            printf '%s\\t%s\\n' "${{name##*/}}" "${{release##*/}}"
+            if release=$(readlink -f "$link") && [ -x "$release/bin/python" ]; then
+                name=${{link%/current}}
+                printf '%s\\t%s\\n' "${{name##*/}}" "${{release##*/}}"
+            fi
         done
         ;;
     path)
