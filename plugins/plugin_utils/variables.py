@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 ROLES = ("nvidia_driver", "torch_env", "runtime_env", "gpu_proof")
 STEPS = ("driver", "torch", "runtime", "proof")
 """What a run may do, in order. Each is a tag of the playbook as well."""
+
+_PLAYBOOK_SPEC: dict[str, Any] = {
+    "gpufleet_max_failed": {"type": "int"},
+    "gpufleet_confirm": {"type": "bool"},
+    "gpufleet_remove": {"type": "bool"},
+}
+"""Variables of the playbooks that would otherwise be misread in silence: Jinja's int makes 0 of "10%", its bool False of "ja"."""
 
 _ROLES_PATH = Path(__file__).resolve().parents[2] / "roles"
 
@@ -79,11 +87,16 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
     problems = misspelt(variables)
     values: dict[str, Any] = {}
     for role in ROLES:
-        given = {name: template(variables[name]) for name in argument_spec(role) if name in variables}
         try:
+            given = _templated(argument_spec(role), variables, template)
+            problems += [text for name, value in given.items() for text in _ambiguous(name, value)]
             values.update(check_and_complete(role, given))
         except InvalidVariables as error:
             problems.append(str(error))
+    try:
+        _check_playbook(_templated(_PLAYBOOK_SPEC, variables, template))
+    except InvalidVariables as error:
+        problems.append(str(error))
     if problems:
         raise InvalidVariables("; ".join(problems))
     return {
@@ -105,6 +118,37 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
         "proof": {key: values[f"gpu_proof_{key}"] for key in ("level", "required_level", "time_limit")},
         "steps": steps,
     }
+
+
+def _templated(
+    names: Mapping[str, Any], variables: Mapping[str, Any], template: Callable[[Any], Any]
+) -> dict[str, Any]:
+    given = {}
+    for name in names:
+        if name in variables:
+            try:
+                given[name] = template(variables[name])
+            except AnsibleError as error:
+                raise InvalidVariables(f"{name} cannot be templated: {error}") from error
+    return given
+
+
+def _ambiguous(name: str, value: Any) -> list[str]:
+    """Say what is no longer what was written: YAML reads 3.10 as the number 3.1, and no variable takes a fraction."""
+    if isinstance(value, float):
+        return [f"{name} is the fraction {value}: put a version in quotes, because YAML reads 3.10 as 3.1"]
+    if isinstance(value, list):
+        rows = [(f"{name}[{n}]", row) for n, row in enumerate(value) if isinstance(row, dict)]
+        return [text for where, row in rows for key in row for text in _ambiguous(f"{where}.{key}", row[key])]
+    return []
+
+
+def _check_playbook(given: dict[str, Any]) -> None:
+    result = ArgumentSpecValidator(copy.deepcopy(_PLAYBOOK_SPEC)).validate(given)
+    if result.error_messages:
+        raise InvalidVariables("; ".join(result.error_messages))
+    if (result.validated_parameters.get("gpufleet_max_failed") or 0) < 0:
+        raise InvalidVariables("gpufleet_max_failed is negative; it is the number of hosts that may fail")
 
 
 _DRIVER_KEYS = (

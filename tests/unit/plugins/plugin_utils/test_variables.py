@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible.errors import AnsibleError
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
     ROLES,
     STEPS,
@@ -83,6 +84,38 @@ def test_environment_inherits_owner_and_keeps_its_own():
 def test_key_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(InvalidVariables, match="nvidia_driver_repository_key"):
         desired(nvidia_driver_repository_key=str(tmp_path / "absent.asc"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"torch_env_python": 3.10}, "torch_env_python is the fraction 3.1: put a version in quotes"),
+        ({"nvidia_driver_minimum": 570.10}, "nvidia_driver_minimum is the fraction 570.1"),
+        (
+            {"torch_env_environments": [{"name": "base", "python": 3.10}]},
+            r"torch_env_environments\[0\].python is the fraction 3.1",
+        ),
+        ({"gpufleet_max_failed": "10%"}, "gpufleet_max_failed"),
+        ({"gpufleet_max_failed": -1}, "gpufleet_max_failed is negative"),
+        ({"gpufleet_confirm": "ja"}, "gpufleet_confirm"),
+        ({"gpufleet_remove": "doch"}, "gpufleet_remove"),
+    ],
+)
+def test_what_would_be_misread_in_silence_is_refused(variables, words):
+    with pytest.raises(InvalidVariables, match=words):
+        desired(**variables)
+
+
+def test_strings_of_the_command_line_are_read_as_what_they_mean():
+    assert desired(gpufleet_max_failed="3", gpufleet_confirm="true", torch_env_keep="3")["keep"] == 3
+
+
+def test_variable_that_cannot_be_templated_is_named():
+    def template(_value):
+        raise AnsibleError("'nothing' is undefined")
+
+    with pytest.raises(InvalidVariables, match="torch_env_root cannot be templated: 'nothing' is undefined"):
+        desired_state({"torch_env_root": "{{ nothing }}"}, template, [])
 
 
 @pytest.mark.parametrize(
