@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ STEPS = ("driver", "torch", "runtime", "proof")
 """What a run may do, in order. Each is a tag of the playbook as well."""
 
 _PLAYBOOK_SPEC: dict[str, Any] = {
+    "gpufleet_batches": {"type": "raw"},
     "gpufleet_max_failed": {"type": "int"},
     "gpufleet_confirm": {"type": "bool"},
     "gpufleet_remove": {"type": "bool"},
@@ -149,6 +151,13 @@ def _check_playbook(given: dict[str, Any]) -> None:
         raise InvalidVariables("; ".join(result.error_messages))
     if (result.validated_parameters.get("gpufleet_max_failed") or 0) < 0:
         raise InvalidVariables("gpufleet_max_failed is negative; it is the number of hosts that may fail")
+    batches = given.get("gpufleet_batches", [])
+    for batch in batches if isinstance(batches, list) else [batches]:
+        if isinstance(batch, bool) or not re.fullmatch(r"[0-9]+%?", str(batch)):
+            raise InvalidVariables(
+                f"gpufleet_batches is {batches!r}; it is a number of hosts, a share such as 10%, or a list of these, which "
+                'on the command line has to be JSON: -e \'{"gpufleet_batches": [1, "10%"]}\''
+            )
 
 
 _DRIVER_KEYS = (

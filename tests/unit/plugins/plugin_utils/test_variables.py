@@ -97,6 +97,8 @@ def test_key_that_cannot_be_read_is_refused(tmp_path):
         ),
         ({"gpufleet_max_failed": "10%"}, "gpufleet_max_failed"),
         ({"gpufleet_max_failed": -1}, "gpufleet_max_failed is negative"),
+        ({"gpufleet_batches": '[1, "50%"]'}, "gpufleet_batches"),
+        ({"gpufleet_batches": [1, "half"]}, "gpufleet_batches"),
         ({"gpufleet_confirm": "ja"}, "gpufleet_confirm"),
         ({"gpufleet_remove": "doch"}, "gpufleet_remove"),
     ],
@@ -107,7 +109,10 @@ def test_what_would_be_misread_in_silence_is_refused(variables, words):
 
 
 def test_strings_of_the_command_line_are_read_as_what_they_mean():
-    assert desired(gpufleet_max_failed="3", gpufleet_confirm="true", torch_env_keep="3")["keep"] == 3
+    assert (
+        desired(gpufleet_batches="50%", gpufleet_max_failed="3", gpufleet_confirm="true", torch_env_keep="3")["keep"]
+        == 3
+    )
 
 
 def test_variable_that_cannot_be_templated_is_named():
