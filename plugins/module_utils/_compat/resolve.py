@@ -232,7 +232,8 @@ def _plan(
         "warnings": notes.warnings,
         "pending": [] if notes.refusals else notes.pending,
         "steps": list(wanted.steps),
-        "proof": dict(wanted.proof),
+        # Where a GPU is left out of the plan it is left out of the proof; elsewhere every GPU that CUDA shows has to pass.
+        "proof": {**wanted.proof, "gpus": [gpu.address for gpu in gpus] if wanted.driver.gpus_exclude else None},
     }
 
 

@@ -233,4 +233,4 @@ def check_limits(request: Request) -> None:
 
 def hide_credentials(text: str) -> str:
     """Remove user names and passwords from the URLs in a text."""
-    return re.sub(r"([a-z][a-z0-9+.-]*://)[^/\s@]+@", r"\1", text)
+    return re.sub(r"([a-z][a-z0-9+.-]*://)[^/\s]*@", r"\1", text)

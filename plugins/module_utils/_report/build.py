@@ -369,7 +369,7 @@ def plan_text(plans: dict[str, dict[str, Any]], width: int = 120) -> str:
         for warning in group["warnings"]:
             lines += _paragraph("  warning: ", warning, width)
     disruptive = [host for group in groups if group["disruptive"] for host in group["hosts"]]
-    head = f"{len(plans)} hosts; disruptive steps (marked !) on {len(disruptive)}: "
+    head = f"{len(plans)} host{'s' if len(plans) != 1 else ''}; disruptive steps (marked !) on {len(disruptive)}: "
     lines += ["", *_paragraph(head, f"{', '.join(disruptive) or 'none'}.", width)]
     return "\n".join(lines).lstrip("\n")
 

@@ -34,3 +34,13 @@ def test_index_that_answers_changes_nothing():
 def test_garbled_answer_is_not_taken_for_one():
     assert resolve({**FRESH, "urls": {PAGE: {"status": None}}})["feasible"] is False
     assert resolve({**FRESH, "urls": "none"}) == resolve(FRESH)
+
+
+def test_gpu_that_is_left_out_is_not_proven():
+    gpus = [
+        {"pci_address": "0000:01:00.0", "pci_device_id": "2f04"},
+        {"pci_address": "0000:02:00.0", "pci_device_id": "2204"},
+    ]
+    host = {**FRESH, "gpus": gpus}
+    assert resolve(host)["proof"]["gpus"] is None
+    assert resolve(host, {"driver": {"gpus_exclude": ["0000:02:00.0"]}})["proof"]["gpus"] == ["0000:01:00.0"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -71,3 +73,29 @@ def test_server_that_never_answers_is_given_up():
     assert time.monotonic() - started < 4
     assert answer["status"] is None
     assert answer["error"]
+
+
+def test_password_is_not_sent_to_a_server_whose_certificate_is_wrong(tmp_path):
+    key, seen = tmp_path / "server.pem", []
+    subject = ["-subj", "/CN=localhost", "-days", "1", "-nodes", "-newkey", "rsa:2048", "-x509"]
+    subprocess.run(["openssl", "req", *subject, "-keyout", key, "-out", key], check=True, capture_output=True)
+
+    class Recorder(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            seen.append(self.headers["Authorization"])
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *_arguments):
+            return
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(key)
+    made.socket = context.wrap_socket(made.socket, server_side=True)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    url = f"https://ada:secret@127.0.0.1:{made.server_port}/"
+    answer = web.answers([url], 5)[url]
+    made.shutdown()
+    assert seen == [None]
+    assert answer == {"status": 401, "error": None}
