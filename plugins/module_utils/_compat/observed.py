@@ -24,6 +24,8 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
 )
 
 _TEXT, _NUMBER, _FLAG, _ANY = "text", "number", "flag", "any"
+_FLAVOR = ("open", "proprietary")
+_SOURCE = ("nvidia", "distro", "runfile", "wsl")
 _PACKAGE = {"name": _TEXT, "version": _TEXT, "source": _TEXT, "held": _FLAG, "state": _TEXT}
 _INTEGRITY = {"status": _TEXT, "missing": _NUMBER, "changed": _NUMBER, "added": _NUMBER, "examples": [_TEXT]}
 _STAMP = {"spec_digest": _TEXT, "spec": {"torch": _TEXT}, "owner": _TEXT, "group": _TEXT, "proof": {"sm": [_TEXT]}}
@@ -57,14 +59,14 @@ _SHAPE: dict[str, t.Any] = {
     ],
     "driver": {
         "loaded_version": _TEXT,
-        "loaded_flavor": _TEXT,
+        "loaded_flavor": _FLAVOR,
         "userspace_version": _TEXT,
         "branch": _NUMBER,
-        "flavor": _TEXT,
-        "source": _TEXT,
+        "flavor": _FLAVOR,
+        "source": _SOURCE,
         "packages": [_PACKAGE],
         "pins": [{"file": _TEXT, "packages": _TEXT, "version": _TEXT, "priority": _NUMBER, "from_package": _TEXT}],
-        "modules_by_kernel": {"*": {"version": _TEXT, "flavor": _TEXT}},
+        "modules_by_kernel": {"*": {"version": _TEXT, "flavor": _FLAVOR}},
         "nouveau_loaded": _FLAG,
         "nova_core_loaded": _FLAG,
         "persistence": {"unit": _TEXT, "present": _FLAG, "enabled": _FLAG, "active": _FLAG},
@@ -113,6 +115,8 @@ def conform(value: t.Any, shape: t.Any) -> t.Any:
         return [item for item in items if item is not None]
     if shape == _ANY or value is None:
         return value
+    if isinstance(shape, tuple):  # one of these words
+        return value if isinstance(value, str) and value in shape else None
     if shape == _FLAG:
         return value if isinstance(value, bool) else None
     if isinstance(value, bool):

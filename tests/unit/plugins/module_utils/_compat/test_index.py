@@ -44,3 +44,11 @@ def test_gpu_that_is_left_out_is_not_proven():
     host = {**FRESH, "gpus": gpus}
     assert resolve(host)["proof"]["gpus"] is None
     assert resolve(host, {"driver": {"gpus_exclude": ["0000:02:00.0"]}})["proof"]["gpus"] == ["0000:01:00.0"]
+
+
+@pytest.mark.parametrize("odd", [0, "closed", True, ["open"], {"open": 1}])
+def test_flavor_or_source_that_does_not_exist_counts_as_not_known(odd):
+    driver = {"userspace_version": "570.211.01", "loaded_version": "570.211.01", "flavor": odd, "source": odd}
+    plan = resolve({**FRESH, "driver": {**driver, "loaded_flavor": odd}})
+    assert plan["driver"]["flavor"] == "open"
+    assert plan["driver"]["source"] in ("nvidia", "distro")
