@@ -14,7 +14,8 @@ JOURNAL = "/var/lib/gpufleet/driver.json"
 SOURCES = "/etc/apt/sources.list.d/gpufleet-nvidia.sources"
 KEY = "/etc/apt/keyrings/gpufleet-nvidia.asc"
 BLOCK_LIST = "/etc/modprobe.d/gpufleet-nouveau.conf"
-OURS = (SOURCES, KEY, "/etc/apt/preferences.d/gpufleet-nvidia", BLOCK_LIST, "/var/lib/gpufleet")
+ARCHIVE_SOURCES = "/etc/apt/sources.list.d/gpufleet-archive.sources"
+OURS = (SOURCES, ARCHIVE_SOURCES, KEY, "/etc/apt/preferences.d/gpufleet-nvidia", BLOCK_LIST, "/var/lib/gpufleet")
 KERNEL_PACKAGES = {"open": "nvidia-kernel-open-dkms", "proprietary": "nvidia-kernel-dkms"}
 # What has a version of its own, or no driver in it.
 OTHER_VERSIONS = re.compile(r"nvidia-driver-pinning|nvidia-container|libnvidia-container|cuda-keyring")
