@@ -191,6 +191,9 @@ class _DriverChange:
                 return (
                     f"{listed(missing)} of the {driver.package_set} set {'are' if len(missing) > 1 else 'is'} missing"
                 )
+            modules = host.driver.get("modules_by_kernel") or {}
+            if modules and not any(modules.values()) and host.packages and missing:
+                return f"{listed(missing)} {'are' if len(missing) > 1 else 'is'} missing, and no kernel has a module"
             return None
         if host.installed is None:
             return "no driver is installed"

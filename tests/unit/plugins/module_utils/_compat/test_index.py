@@ -52,3 +52,11 @@ def test_flavor_or_source_that_does_not_exist_counts_as_not_known(odd):
     plan = resolve({**FRESH, "driver": {**driver, "loaded_flavor": odd}})
     assert plan["driver"]["flavor"] == "open"
     assert plan["driver"]["source"] in ("nvidia", "distro")
+
+
+def test_install_that_was_interrupted_before_the_modules_is_finished():
+    package = {"name": "libcuda1", "version": "580.178.04-1", "source": "nvidia", "held": False, "state": "installed"}
+    driver = {"userspace_version": "580.178.04", "branch": 580, "source": "nvidia", "packages": [package]}
+    modules = {"6.12.107+deb13-amd64": None}
+    plan = resolve({**FRESH, "driver": {**driver, "modules_by_kernel": modules}}, {"steps": ["driver"]})
+    assert "driver.packages" in [action["id"] for action in plan["actions"]]
