@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +18,22 @@ import yaml
 
 SANDBOX = Path(__file__).resolve().parents[1]
 CHECKOUT = SANDBOX.parents[2]
-NETWORK = "gpufleet-net"
-SERVER = "gpufleet-index"
-LABEL = "gpufleet.sandbox"
+# Several fleets can stand beside each other on one machine: each has a name, and a range of addresses that follows from it.
+FLEET = os.environ.get("GPUFLEET_FLEET", "")
+PREFIX = f"gpufleet-{FLEET}-" if FLEET else "gpufleet-"
+NETWORK = f"{PREFIX}net"
+SERVER = f"{PREFIX}index"
+LABEL = f"gpufleet.sandbox{'.' if FLEET else ''}{FLEET}"
 
 
 class SandboxError(Exception):
     """Something that a person has to know and can do something about."""
+
+
+def _subnet() -> ipaddress.IPv4Network:
+    """The range that was asked for, else the fleet's own one below 10.213."""
+    third = 128 + int(hashlib.sha256(FLEET.encode()).hexdigest(), 16) % 127 if FLEET else 77
+    return ipaddress.IPv4Network(os.environ.get("GPUFLEET_SUBNET") or f"10.213.{third}.0/24")
 
 
 @dataclass(frozen=True)
@@ -31,14 +42,16 @@ class Settings:
 
     checkout: Path = CHECKOUT
     cache: Path = field(default_factory=lambda: Path(os.environ.get("GPUFLEET_CACHE") or "/var/cache/gpufleet"))
-    subnet: ipaddress.IPv4Network = field(
-        default_factory=lambda: ipaddress.IPv4Network(os.environ.get("GPUFLEET_SUBNET") or "10.213.77.0/24")
-    )
+    subnet: ipaddress.IPv4Network = field(default_factory=_subnet)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]{0,12}", FLEET):
+            raise SandboxError(f"GPUFLEET_FLEET={FLEET}: a fleet's name has up to 12 lower case letters and digits.")
 
     @property
     def state(self) -> Path:
         """What belongs to this checkout's fleet: keys, inventory. Git ignores it."""
-        return self.checkout / ".state/sandbox"
+        return self.checkout / ".state" / ("-".join(filter(None, ("sandbox", FLEET))))
 
     @property
     def served(self) -> Path:
@@ -91,4 +104,4 @@ def load_yaml(name: str) -> Any:
 
 def container_name(host: str) -> str:
     """The container that plays a host."""
-    return f"gpufleet-{host}"
+    return f"{PREFIX}{host}"
