@@ -24,7 +24,8 @@ import time
 from types import TracebackType
 from typing import Any, Callable, NamedTuple, Sequence
 
-BUILD_ACCOUNT = "gpufleet"
+from .._release.model import BUILD_ACCOUNT
+
 KILL_PATIENCE = 5.0  # seconds a process killed by SIGKILL gets to disappear
 KEPT_OUTPUT = 8192  # bytes kept of the beginning and of the end of stdout and stderr
 KEPT_RECORDS = 1 << 20
