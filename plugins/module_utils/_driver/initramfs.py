@@ -1,0 +1,94 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to the collection. Rebuild initial RAM file systems, so that they do not load nouveau before the driver can.
+
+An image is replaced only by a complete new one: update-initramfs does that by itself, dracut writes into the place where the old
+image is, so it is given another place and the result is renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import typing as t
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
+
+from .commands import Run
+from .model import DriverError
+
+_UPDATE = "/usr/sbin/update-initramfs"
+_DRACUT = "/usr/bin/dracut"
+_LIST_LIMIT = 120.0
+_NOUVEAU = re.compile(r"/nouveau\.ko(?:\.\w+)?$", re.MULTILINE)
+_SETTINGS = re.compile(r"(?:^|\s)((?:etc|usr/lib|lib|run)/modprobe\.d/\S+\.conf)$", re.MULTILINE)
+_BLOCKED = re.compile(r"^\s*(?:blacklist\s+nouveau|install\s+nouveau\s+/(?:usr/)?bin/(?:true|false))\s*$", re.MULTILINE)
+
+
+def rebuild(host: Host, run: Run, releases: t.Sequence[str], time_limit: float) -> list[str]:
+    """Rebuild the images of these kernels and return their paths; none where the host has no program for it.
+
+    ``time_limit`` counts for each image. Raises DriverError when one fails or would still load nouveau.
+    """
+    rebuilt = []
+    for release in releases:
+        if host.exists(_UPDATE):
+            image = f"/boot/initrd.img-{release}"
+            verb = "-u" if host.exists(image) else "-c"
+            done = run(["update-initramfs", verb, "-k", release], time_limit)
+        elif host.exists(_DRACUT):
+            image = f"/boot/initramfs-{release}.img"
+            new = f"{host.root}/boot/.initramfs-{release}.img.gpufleet"
+            try:
+                done = run(["dracut", "--force", new, release], time_limit)
+                if done.status == 0:
+                    os.replace(new, host.root + image)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new)
+        else:
+            return []
+        if done.status != 0:
+            raise DriverError(_failure(host, image, done.output, done.last_words, done.timed_out))
+        if loads_nouveau(host, run, release):
+            raise DriverError(
+                f"{image} was rebuilt, but would still load nouveau before NVIDIA's driver: it holds nouveau and no line that"
+                " blocks it. See what adds it (/etc/initramfs-tools/modules, /etc/dracut.conf.d), then run again."
+            )
+        rebuilt.append(image)
+    return rebuilt
+
+
+def _failure(host: Host, image: str, output: str, last_words: str, timed_out: bool) -> str:
+    left = (
+        "The old image is still there."
+        if host.exists(image)
+        else "There is no image for this kernel now: do not reboot into it."
+    )
+    if "No space left on device" in output:
+        why = "/boot is full"
+        remedy = "Remove kernels that are not needed (apt autoremove, dnf remove --oldinstallonly), then run again."
+    else:
+        why = "it was not done in time" if timed_out else last_words
+        remedy = "Mend the cause, then run again."
+    return f"{image} could not be rebuilt: {why}. {left} {remedy}"
+
+
+def loads_nouveau(host: Host, run: Run, release: str) -> bool | None:
+    """Whether a kernel's image holds nouveau and nothing that keeps it from being loaded; None where that cannot be told."""
+    for image, program in (
+        (f"/boot/initrd.img-{release}", "lsinitramfs"),
+        (f"/boot/initramfs-{release}.img", "lsinitrd"),
+    ):
+        if host.exists(image):
+            done = run([program, host.root + image], _LIST_LIMIT)
+            return None if done.status != 0 else _would_load(host, done.output)
+    return None
+
+
+def _would_load(host: Host, listing: str) -> bool:
+    """Judge a list of an image's files. What its modprobe.d files say is read on the host, from which they were just copied."""
+    if not _NOUVEAU.search(listing):
+        return False
+    return not any(_BLOCKED.search(host.text(f"/{path}") or "") for path in _SETTINGS.findall(listing))
