@@ -33,12 +33,18 @@ options:
   state:
     description:
       - V(present) makes a proven release of O(spec) current; it is built where the host has none.
-      - V(previous) goes back to the release that served before, once it is proven against this host as it is now. Needs no network.
+      - V(previous) goes back to the release that served before, or to O(release), once it is proven against this host as it is now.
+        Needs no network.
       - V(absent) removes the environment with all its releases, unless a process uses one. With the last environment go uv, its cache,
         the launcher and the account C(gpufleet), if this module created it.
     type: str
     choices: [present, previous, absent]
     default: present
+  release:
+    description:
+      - Name of the release that O(state=previous) goes back to. Empty means the one that served before.
+    type: str
+    default: ""
   spec:
     description:
       - What the environment has to hold, as the plan returns it, with V(name), V(python), V(torch), V(companions), V(requirements),
@@ -61,6 +67,23 @@ options:
       - URL of the package index for everything that the torch index does not have. Empty means the one that uv uses on this host.
     type: str
     default: ""
+  proxy:
+    description:
+      - What stands between the host and the indexes. Without it, the variables of the task's environment count.
+    type: dict
+    suboptions:
+      http:
+        description: URL of the proxy for http. Not logged.
+        type: str
+      https:
+        description: URL of the proxy for https. Not logged.
+        type: str
+      no_proxy:
+        description: Hosts, separated by commas, that are reached without a proxy.
+        type: str
+      ca_file:
+        description: Path, on the host, of the certificates to trust instead of the system's.
+        type: path
   interpreter:
     description:
       - Path of the Python interpreter that the environment is made with. Required where O(state=present).
@@ -169,6 +192,12 @@ EXAMPLES = r"""
   gpufleet.workstation.venv_release:
     name: base
     state: previous
+
+- name: Go back to a certain release
+  gpufleet.workstation.venv_release:
+    name: base
+    state: previous
+    release: 2.9.0-cu128-4d5e6f70
 """
 
 RETURN = r"""
@@ -239,6 +268,14 @@ from ..module_utils._release.build import build_account, remove_build_account
 from ..module_utils._release.model import BadInput, Layout, ReleaseError, Request, check_name, check_root
 from ..module_utils._release.release import Host, Operation
 
+_PROXY_VARIABLES = {
+    "http": "http_proxy",
+    "https": "https_proxy",
+    "no_proxy": "no_proxy",
+    "ca_file": "SSL_CERT_FILE",
+}
+"""As uv and everything else reads them."""
+
 
 def main() -> None:
     """Check the options and carry out the operation."""
@@ -246,11 +283,21 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "root": {"type": "path", "default": "/opt/gpufleet/envs"},
         "state": {"type": "str", "choices": ["present", "previous", "absent"], "default": "present"},
+        "release": {"type": "str", "default": ""},
         "spec": {"type": "dict"},
         "spec_digest": {"type": "str"},
         "release_base": {"type": "str"},
         "index_url": {"type": "str"},
         "package_index_url": {"type": "str", "default": ""},
+        "proxy": {
+            "type": "dict",
+            "options": {
+                "http": {"type": "str", "no_log": True},
+                "https": {"type": "str", "no_log": True},
+                "no_proxy": {"type": "str"},
+                "ca_file": {"type": "path"},
+            },
+        },
         "interpreter": {"type": "path"},
         "owner": {"type": "str", "default": "root"},
         "group": {"type": "str", "default": "root"},
@@ -271,6 +318,9 @@ def main() -> None:
         password = urlsplit(url or "").password
         if password:
             module.no_log_values.add(password)
+    for option, variable in _PROXY_VARIABLES.items():
+        if (module.params["proxy"] or {}).get(option):
+            os.environ[variable] = module.params["proxy"][option]
     operation = None
     try:
         if os.geteuid() != 0:
@@ -305,6 +355,7 @@ def _request(params: dict[str, Any]) -> Request:
         lock_timeout=params["lock_timeout"],
         disk_required_mib=params["disk_required"],
         launcher=params["launcher"],
+        release=params["release"],
     )
 
 

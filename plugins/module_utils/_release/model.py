@@ -110,6 +110,8 @@ class Request:
     lock_timeout: float = 300.0
     disk_required_mib: int = 0
     launcher: str = "/usr/local/bin/gpu-env"
+    release: str = ""
+    """The release to go back to; the previous one where none is named."""
 
     @property
     def expect(self) -> dict[str, t.Any]:

@@ -140,19 +140,21 @@ class Operation:
             return self._result(changed=True)
 
     def previous(self) -> dict[str, t.Any]:
-        """Go back to the previous release, once it is proven against the host as it is today."""
+        """Go back to the previous release, or to a named one, once it is proven against the host as it is today."""
         check_limits(self.request)
         remedy = "Ask for the version that you want instead (torch_env_version)."
         if not os.path.isdir(self.layout.home):
             raise BadInput("name", f"there is no environment {self.layout.home}", remedy)
         with self._changing():
-            target = self.before.previous
+            target = self.request.release or self.before.previous
+            if target and target == self.request.release == self.before.current:
+                self.what = f"keep {target}: it serves already"
+                return self._result(changed=False)
+            there = f"on this host are: {', '.join(self.before.stamped) or 'none'}"
             if target is None or target == self.before.current:
-                raise ReleaseError(
-                    "roll back",
-                    f"there is no previous release; on this host are: {', '.join(self.before.stamped) or 'none'}",
-                    remedy,
-                )
+                raise ReleaseError("roll back", f"there is no previous release; {there}", remedy)
+            if target not in self.before.releases:
+                raise ReleaseError("roll back", f"there is no release {target}; {there}", remedy)
             stamp = self.before.stamped.get(target)
             if stamp is None:
                 raise ReleaseError("roll back", f"{target} has no stamp, so it was never proven", remedy)

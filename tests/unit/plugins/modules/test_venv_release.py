@@ -112,6 +112,21 @@ def test_the_options_reach_the_operation(run: Any) -> None:
     assert request.time_limit == 3600
 
 
+def test_a_release_can_be_named_to_go_back_to(run: Any) -> None:
+    run({"name": "base", "state": "previous", "release": "2.9.0-cu128-1"}, {"changed": True, "warnings": []})
+    assert FakeOperation.made[0][0].release == "2.9.0-cu128-1"
+
+
+def test_a_proxy_reaches_what_downloads_and_is_not_shown(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
+    for name in names:
+        monkeypatch.setenv(name, "of the host")
+    proxy = {"http": "http://me:geheim@proxy:3128", "no_proxy": "intern", "ca_file": "/etc/ssl/ours.pem"}
+    result = run({**PRESENT, "proxy": proxy}, {"changed": False, "warnings": [], "what": "http://me:geheim@proxy:3128"})
+    assert [os.environ[name] for name in names] == [proxy["http"], "of the host", "intern", "/etc/ssl/ours.pem"]
+    assert "geheim" not in json.dumps(result)
+
+
 def test_a_failed_step_says_what_still_serves_and_keeps_the_evidence(run: Any) -> None:
     error = model.ReleaseError(
         "prove the release", "no code for sm_120", "Choose another build.", proof={"verdict": "failed"}

@@ -172,6 +172,27 @@ def test_an_upgrade_keeps_the_release_that_served_and_goes_back_to_it(built: Any
     assert "install" not in [step["step"] for step in back["steps"]]
 
 
+def test_a_named_release_is_gone_back_to_wherever_it_stands(built: Any) -> None:
+    first = built.operation().present()["release"]
+    second = built.operation(requirements=["plainpkg"], keep=3).present()["release"]
+    third = built.operation(torch="2.9.0+cu128", companions={"torchvision": "0.24.0", "torchaudio": "2.9.0"}, keep=3)
+    assert third.present()["previous"] == second
+    back = built.operation(release=first).previous()
+    assert back["changed"]
+    assert back["release"] == first
+    assert (built.home / "current").resolve().name == first
+    again = built.operation(release=first).previous()
+    assert (again["changed"], again["release"]) == (False, first)
+    assert "serves already" in again["what"]
+
+
+def test_a_named_release_that_is_not_there_is_refused_with_those_that_are(built: Any) -> None:
+    serving = built.operation().present()["release"]
+    with pytest.raises(model.ReleaseError, match=f"there is no release 2.8.0-x; on this host are: {serving}"):
+        built.operation(release="2.8.0-x").previous()
+    assert (built.home / "current").resolve().name == serving
+
+
 def test_without_a_previous_release_there_is_no_way_back(built: Any) -> None:
     with pytest.raises(model.ReleaseError, match="no previous release"):
         built.operation().previous()
