@@ -59,7 +59,8 @@ def run(
     program = shutil.which(argv[0], path=PATH)
     if program is None:
         return Done(NOT_THERE, f"{argv[0]} is not installed")
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as given:
+    # What a program is told may be a password: it stays in memory.
+    with tempfile.TemporaryFile() as output, open(os.memfd_create("input"), "w+b") as given:
         given.write(text.encode("utf-8"))
         given.seek(0)
         child = subprocess.Popen(

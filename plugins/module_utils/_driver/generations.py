@@ -233,9 +233,9 @@ class Journal:
     previous: t.Mapping[str, t.Any] | None = None
     """What served before the last change: branch, version, flavor, source, packages."""
     present: t.Mapping[str, t.Any] | None = None
-    holds: t.Sequence[str] = ()
+    holds: t.Sequence[str] = field(default_factory=list)
     """Packages that we hold or lock; others' holds are not ours to release."""
-    gpus: t.Sequence[t.Mapping[str, str]] = ()
+    gpus: t.Sequence[t.Mapping[str, str]] = field(default_factory=list)
     generation: int | None = None
     """The generation that serves."""
     before: t.Mapping[str, t.Any] | None = None

@@ -21,7 +21,7 @@ from .model import DriverError
 _UPDATE = "/usr/sbin/update-initramfs"
 _DRACUT = "/usr/bin/dracut"
 _LIST_LIMIT = 120.0
-_NOUVEAU = re.compile(r"/nouveau\.ko(?:\.\w+)?$", re.MULTILINE)
+_NOUVEAU = re.compile(r"/nouveau\.ko(?:\.(?:xz|zst|gz))?$", re.MULTILINE)
 _SETTINGS = re.compile(r"(?:^|\s)((?:etc|usr/lib|lib|run)/modprobe\.d/\S+\.conf)$", re.MULTILINE)
 _BLOCKED = re.compile(r"^\s*(?:blacklist\s+nouveau|install\s+nouveau\s+/(?:usr/)?bin/(?:true|false))\s*$", re.MULTILINE)
 
