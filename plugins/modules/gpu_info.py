@@ -153,7 +153,8 @@ observation:
         kernels:
           description:
             - The running kernel and those in /boot, the newest first. Rescue images are left out.
-            - C(default) is whether GRUB boots it next, null where that cannot be told.
+            - C(default) is whether GRUB boots it next (from GRUB's settings and environment, and the boot loader's entries of Red Hat's
+              family), null where that cannot be told.
             - C(headers) is whether modules can be built for it (C(/lib/modules/<release>/build) ends at a makefile).
           type: list
           elements: dict
@@ -162,6 +163,12 @@ observation:
           description: What the firmware's variable C(SecureBoot) says. False without UEFI, null where it cannot be read.
           type: bool
           sample: false
+        machine_owner_key:
+          description: >-
+            The certificate that DKMS signs modules with, null where there is none yet: C(path), C(enrolled) (whether the firmware's
+            and shim's lists hold it; null where they cannot be read) and C(pending) (whether it waits for the console at the next boot).
+          type: dict
+          sample: {path: /var/lib/dkms/mok.pub, enrolled: true, pending: false}
         virtualization:
           description: >-
             C(wsl), C(container), the hypervisor (C(kvm), C(vmware), C(microsoft), C(xen), C(oracle), C(amazon), C(google),
@@ -192,6 +199,10 @@ observation:
           description: Version of the GNU C library; null on another C library.
           type: str
           sample: "2.41"
+        package_manager:
+          description: C(apt) or C(dnf), by the distribution's family first, then by what is there; null for another one.
+          type: str
+          sample: apt
         apt:
           description: >-
             What apt reads, null where there is no apt. C(sources) holds one entry for each enabled source of binary packages
@@ -205,6 +216,59 @@ observation:
                 suites: [trixie]
                 components: [main, contrib]
                 signed_by: /usr/share/keyrings/debian-archive-keyring.gpg
+        dnf:
+          description: What dnf reads, null where packages are not managed by dnf.
+          type: dict
+          contains:
+            repositories:
+              description: >-
+                Every section of the .repo files, with C(file), C(id), C(urls) (baseurl, mirrorlist or metalink; variables put in, without
+                credentials), C(enabled), C(gpgcheck) and C(keys) (gpgkey).
+              type: list
+              elements: dict
+              sample:
+                - file: /etc/yum.repos.d/cuda-rhel9.repo
+                  id: cuda-rhel9-x86_64
+                  urls: [https://developer.download.nvidia.com/compute/cuda/repos/rhel9/x86_64]
+                  enabled: true
+                  gpgcheck: true
+                  keys: [https://developer.download.nvidia.com/compute/cuda/repos/rhel9/x86_64/D42D0685.pub]
+            streams:
+              description: The enabled stream of every module; C(nvidia-driver) is always a key, null where no stream of it is enabled.
+              type: dict
+              sample: {nvidia-driver: 580-open}
+            versionlock:
+              description: Whether dnf heeds version locks (dnf5, or the plugin versionlock of dnf4 that is not switched off).
+              type: bool
+              sample: true
+            excludes:
+              description: >-
+                Packages that dnf must not see, with C(file), C(id) (the repository, null for all of them) and C(packages) (patterns).
+              type: list
+              elements: dict
+              sample: [{file: /etc/dnf/dnf.conf, id: null, packages: ["kernel*"]}]
+        initramfs:
+          description: The program that makes an initramfs here, C(update-initramfs) or C(dracut), or null.
+          type: str
+          sample: update-initramfs
+        disk_passphrase:
+          description: >-
+            Whether a boot stops until somebody types a passphrase (an encrypted disk without key file or TPM). Null where a tool
+            such as clevis or a key script may unlock it.
+          type: bool
+          sample: false
+        sessions:
+          description: >-
+            Who is logged in, with C(user) and C(kind) (C(graphical), C(terminal) or C(remote)). The session that observes, login screens
+            and background services are left out.
+          type: list
+          elements: dict
+          sample: [{user: alice, kind: graphical}]
+        inhibitors:
+          description: What blocks a reboot (systemd's inhibitors for shutdown in mode block), with C(who) and C(why).
+          type: list
+          elements: dict
+          sample: [{who: Backup, why: a backup is being written}]
     gpus:
       description: >-
         Every NVIDIA GPU that the PCI bus, NVML or libcuda shows, by PCI address. Virtual functions are left out: they belong
@@ -310,17 +374,26 @@ observation:
           sample: nvidia
         packages:
           description: >-
-            Driver packages that dpkg or rpm knows, with C(name), C(version), C(source), C(held) and C(state) in dpkg's words;
-            C(config-files) means removed but not purged. C(source) is C(nvidia) by section, maintainer or the lists of a
-            repository whose origin is NVIDIA, C(distro) by maintainer or vendor, else C(unknown).
+            Driver packages that dpkg or rpm knows, with C(name), C(version) (with epoch), C(architecture), C(source), C(held) (apt's
+            hold, or a version lock that dnf heeds) and C(state) in dpkg's words; C(config-files) means removed but not purged.
+            C(source) is C(nvidia) by section, maintainer or the lists of a repository whose origin is NVIDIA, C(distro) by
+            maintainer or vendor, else C(unknown).
           type: list
           elements: dict
-          sample: [{name: nvidia-open, version: 580.95.05-1, source: nvidia, held: false, state: installed}]
+          sample:
+            - {name: nvidia-open, version: 580.95.05-1, architecture: amd64, source: nvidia, held: false, state: installed}
+        interrupted:
+          description: >-
+            What an interrupted transaction left half-done, of any package, in words; packages that are there twice in rpm's
+            database. Null while somebody changes packages.
+          type: list
+          elements: str
+          sample: [nvidia-kernel-dkms is half-configured]
         pins:
           description: >-
             Records of apt_preferences(5) that name NVIDIA or CUDA, and dnf's version locks, with C(file), C(packages),
-            C(version) (null for a pin by release), C(pin) (as written), C(priority) and C(from_package) (the package that ships
-            the file).
+            C(version) (null for a pin by release), C(pin) (as written), C(priority) (null for a version lock) and C(from_package)
+            (the package that ships the file).
           type: list
           elements: dict
           sample:
@@ -332,14 +405,22 @@ observation:
               from_package: nvidia-driver-pinning-580
         modules_by_kernel:
           description: >-
-            For each kernel of RV(observation.os.kernels) the module that it would load, with C(version), C(flavor) and
-            C(path), read from the file itself, or null where it has none.
+            For each kernel of RV(observation.os.kernels) the module that it would load, with C(version), C(flavor), C(signer) (who signed
+            it, C(signed) where the signature does not say, null for an unsigned one) and C(path), read from the file itself, or
+            null where it has none.
           type: dict
           sample:
             6.12.94+deb13-amd64:
               version: 580.95.05
               flavor: open
+              signer: DKMS module signing key
               path: /lib/modules/6.12.94+deb13-amd64/updates/dkms/nvidia.ko.xz
+        nouveau_in_initramfs:
+          description: >-
+            For each kernel of RV(observation.os.kernels) whether its initramfs may still load nouveau: true where it is older than the
+            block list, false where it is newer, there is none, or the kernel's command line blocks nouveau; null without a block list.
+          type: dict
+          sample: {6.12.94+deb13-amd64: false}
         nouveau_loaded:
           description: Whether the module nouveau is loaded.
           type: bool
@@ -362,6 +443,16 @@ observation:
             (their number). Null when it was not asked or gave no answer.
           type: dict
           sample: {result: 0, error: null, gpus: 1}
+        device_nodes:
+          description: Whether the device nodes are there that CUDA programs open; /dev/nvidia0 and so on for each GPU that is served.
+          type: dict
+          sample: {/dev/nvidiactl: true, /dev/nvidia-uvm: true, /dev/nvidia-uvm-tools: true, /dev/nvidia0: true}
+        virtual:
+          description: >-
+            For each GPU by its PCI address C(passthrough) where this host gives it to a guest (vfio-pci), C(vgpu) where it is a shared
+            one of NVIDIA's vGPU software, in the guest or on the host, else null.
+          type: dict
+          sample: {"0000:01:00.0": null}
         mismatch:
           description: Whether the loaded module and user space have different versions; null unless both are there.
           type: bool
@@ -374,15 +465,34 @@ observation:
           sample: false
         processes:
           description: >-
-            Processes that hold /dev/nvidia*, with C(pid), C(command), C(user) and C(kind): C(compute), C(graphics) (desktop), or
-            C(daemon) (services and monitors). Null where they cannot be seen.
+            Processes that hold /dev/nvidia*, with C(pid), C(command), C(user), C(kind): C(compute), C(graphics) (desktop), or
+            C(daemon) (services and monitors), and C(container): the first 12 digits of its id or its name, null outside of
+            one. Null where they cannot be seen.
           type: list
           elements: dict
-          sample: [{pid: 812, command: nvidia-persiste, user: nvpd, kind: daemon}]
+          sample: [{pid: 812, command: nvidia-persiste, user: nvpd, kind: daemon, container: null}]
         journal:
           description: What the role nvidia_driver noted at its last change (/var/lib/gpufleet/driver.json), or null.
           type: dict
           sample: null
+        staged:
+          description: >-
+            What is downloaded and tried for the next change, or null: C(branch), C(flavor), C(version) and C(packages) (digest).
+          type: dict
+          sample: null
+        generations:
+          description: >-
+            Drivers that one can go back to without network, the oldest first, with C(n), C(branch), C(version), C(flavor), C(created)
+            and C(environments) (name to release).
+          type: list
+          elements: dict
+          sample:
+            - n: 1
+              branch: 550
+              version: 550.163.01
+              flavor: proprietary
+              created: "2026-11-22T19:00:00Z"
+              environments: {base: 2.9.1-cu128-1a2b3c4d}
     environments:
       description: Environments below O(root), by name.
       type: list

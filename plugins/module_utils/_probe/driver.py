@@ -1,16 +1,16 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to the collection. The driver in user space, its persistence daemon and what it needs a reboot for."""
+"""PRIVATE to the collection. The driver in user space, its device nodes and daemon, and what the role keeps of and for it."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from typing import Any
+from typing import Any, Sequence
 
-from .host import ABSENT, KIB, Host, Unreadable
+from .host import ABSENT, KIB, Host, Unreadable, reason
 
 _LIBCUDA = re.compile(r"libcuda\.so\.(\d{2,4}\.\d+(?:\.\d+)?)$")
 # Where WSL2 and container platforms mount the driver without telling the loader's cache.
@@ -19,6 +19,12 @@ _CONF_LIMIT = 64 * KIB
 _UNIT = "nvidia-persistenced.service"
 _UNIT_FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _JOURNAL = "/var/lib/gpufleet/driver.json"
+_STAGED = "/var/lib/gpufleet/staged/transaction.json"
+_GENERATIONS = "/var/lib/gpufleet/generations"
+_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+_MINOR = re.compile(r"^Device Minor:\s*(\d+)", re.MULTILINE)
+_GIVEN_AWAY = ("vfio-pci", "pci-stub", "pciback", "xen-pciback")
+_NVML_VGPU = (2, 3)  # nvmlGpuVirtualizationMode_t: VGPU (seen from the guest), HOST_VGPU
 _DISPLAY = re.compile(r"/\.X11-unix/X\d+$|/run/user/\d+/wayland-\d+$", re.MULTILINE)
 
 
@@ -104,10 +110,71 @@ def reboot_asked_for(host: Host) -> bool:
 
 def journal(host: Host) -> dict[str, Any] | None:
     """Return what the role noted at its last change of the driver."""
-    text = host.text(_JOURNAL)
+    return _document(host, _JOURNAL)
+
+
+def staged(host: Host) -> dict[str, Any] | None:
+    """Return what is downloaded and tried for the next change, or None where nothing is."""
+    found = _document(host, _STAGED)
+    return found and {key: found.get(key) for key in ("branch", "flavor", "version", "packages")}
+
+
+def generations(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return the drivers that one can go back to, the oldest first; those whose files are not all there are left out."""
+    found = []
+    for number in sorted(int(name) for name in host.names(_GENERATIONS) if name.isascii() and name.isdecimal()):
+        folder = f"{_GENERATIONS}/{number}"
+        try:
+            document = _document(host, f"{folder}/generation.json")
+            if document is None:
+                continue
+            kept, files = document["driver"], [item["file"] for item in document["packages"]]
+            missing = [name for name in files if not host.exists(f"{folder}/packages/{os.path.basename(name)}")]
+            if missing:
+                raise Unreadable(f"{folder}/packages lacks {', '.join(missing[:3])}")
+            found.append(
+                {
+                    "n": number,
+                    **{key: kept.get(key) for key in ("branch", "version", "flavor")},
+                    "created": document["created"],
+                    "environments": document.get("environments") or {},
+                }
+            )
+        except Exception as error:  # a damaged generation is none, and hides no other
+            unknown.append({"what": f"driver.generations[{number}]", "why": reason(error)})
+    return found
+
+
+def device_nodes(host: Host, gpus: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """Return whether each device node is there that programs need: the common ones, and one for each GPU that the driver serves."""
+    paths = list(_NODES)
+    for gpu in gpus:
+        text = host.text(f"/proc/driver/nvidia/gpus/{gpu['pci_address']}/information", 64 * KIB)
+        minor = _MINOR.search(text or "")
+        if minor:
+            paths.append(f"/dev/nvidia{minor.group(1)}")
+    return {path: host.exists(path) for path in paths}
+
+
+def virtual(host: Host, gpu: dict[str, Any], mode: int | None, guest: bool) -> str | None:
+    """Return "passthrough" for a GPU that this host gives to a guest, "vgpu" where GPUs are shared out, else None.
+
+    ``mode`` is NVML's virtualization mode. A guest that has a whole GPU needs nothing special, and is None.
+    """
+    if gpu["kernel_driver"] in _GIVEN_AWAY:
+        return "passthrough"
+    if mode in _NVML_VGPU or host.exists(f"/sys/bus/pci/devices/{gpu['pci_address']}/mdev_supported_types"):
+        return "vgpu"
+    # Only the guest driver of NVIDIA's vGPU software has the licensing daemon.
+    return "vgpu" if mode is None and guest and host.exists("/usr/bin/nvidia-gridd") else None
+
+
+def _document(host: Host, path: str) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is no such file."""
+    text = host.text(path)
     if text is None:
         return None
     found = json.loads(text)
     if not isinstance(found, dict):
-        raise Unreadable(f"{_JOURNAL} holds no JSON object")
+        raise Unreadable(f"{path} holds no JSON object")
     return found

@@ -21,12 +21,21 @@ _LOCKED_FILES = (
     "/var/cache/apt/archives/lock",
     "/usr/lib/sysimage/rpm/.rpm.lock",
     "/var/lib/rpm/.rpm.lock",
+    "/run/dnf/rpmtransaction.lock",
 )
 # Present while held, with the holder's process id inside (dnf, zypper).
 _PID_FILES = (
     "/var/cache/dnf/metadata_lock.pid",
     "/var/cache/dnf/download_lock.pid",
     "/var/lib/dnf/rpmdb_lock.pid",
+    "/run/zypp.pid",
+)
+_TRANSACTION_LOCKS = (
+    "/var/lib/dpkg/",
+    "/usr/lib/sysimage/rpm/",
+    "/var/lib/rpm/",
+    "/run/dnf/",
+    "/var/lib/dnf/",
     "/run/zypp.pid",
 )
 # struct flock on 64-bit Linux: type, whence, start, length, process id
@@ -73,6 +82,8 @@ def locks(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
     found = []
     for path in _LOCKED_FILES:
         try:
+            if host.resolve(path) != path and host.resolve(path) in _LOCKED_FILES:
+                continue  # rpm's old folder is a link to the new one
             pid = _lock_holder(host, path)
         except OSError as error:
             if error.errno not in ABSENT:
@@ -98,3 +109,8 @@ def _lock_holder(host: Host, path: str) -> int | None:
 def _holder(host: Host, pid: int) -> str:
     command = (host.text(f"/proc/{pid}/comm", KIB) or "").strip() if pid else ""
     return f"{command} (process {pid})" if command else f"process {pid}" if pid else "a process of another container"
+
+
+def changing_packages(held: list[dict[str, Any]]) -> str | None:
+    """Return who changes packages right now, or None; a lock of the lists or the download folder changes none."""
+    return next((lock["holder"] for lock in held if lock["path"].startswith(_TRANSACTION_LOCKS)), None)

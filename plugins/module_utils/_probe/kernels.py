@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PRIVATE to the collection. Kernels that can boot, and the NVIDIA module that each of them would load.
 
-A module's version and flavor are read from the file itself (its .modinfo section), because package databases and DKMS's
-notes say what should be there. Reading is kept cheap: an uncompressed file is read at its section table only; of a
-compressed one the small sibling nvidia-modeset (1-2 MB) is unpacked, which one build makes together with nvidia.ko and
-which carries the same two fields, while nvidia.ko itself unpacks to 15-100 MB.
+A module's version, flavor and signer are read from the file itself (its .modinfo section and the signature after its end),
+because package databases and DKMS's notes say what should be there. Reading is kept cheap: an uncompressed file is read at
+its section table and its end only; of a compressed one the small sibling nvidia-modeset (1-2 MB) is unpacked, which one build
+makes together with nvidia.ko and which carries the same fields and signature, while nvidia.ko itself unpacks to 15-100 MB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import zlib
 from typing import Any, BinaryIO, Iterator
 
+from . import secure_boot
 from .host import KIB, MIB, Host, Unreadable, reason
 
 _IMAGES = ("vmlinuz-", "Image-")  # arm64 on SUSE installs Image-*
@@ -37,6 +38,7 @@ _PLACES = (
     "kernel/drivers/char/drm",
     "kernel",
 )
+_ENTRIES = "/boot/loader/entries"
 _SMALL = 512 * KIB
 _VERSION = re.compile(r"\d{2,4}\.\d+(?:\.\d+)?$")
 _MODPROBE = re.compile(r"^\s*(?:alias|install)\s+nvidia\s(.*)$", re.MULTILINE)
@@ -84,6 +86,7 @@ def default_kernel(host: Host, installed: list[str]) -> str | None:
     folder = next((path for path in ("/boot/grub", "/boot/grub2") if host.is_dir(path)), None)
     if folder is None or not installed:
         return None
+    environment = dict(re.findall(r"^(\w+)=(.*)$", host.text(f"{folder}/grubenv") or "", re.MULTILINE))
     wanted = "0"
     settings = ["/etc/default/grub"]
     settings += [f"/etc/default/grub.d/{name}" for name in host.names("/etc/default/grub.d") if name.endswith(".cfg")]
@@ -93,16 +96,33 @@ def default_kernel(host: Host, installed: list[str]) -> str | None:
             if equals and name == "GRUB_DEFAULT":
                 wanted = "".join(shlex.split(value, comments=True)[:1])
     if wanted == "saved":
-        saved = re.search(r"^saved_entry=(.+)$", host.text(f"{folder}/grubenv") or "", re.MULTILINE)
-        wanted = saved.group(1).strip() if saved else "0"
+        wanted = environment.get("saved_entry", "").strip()
+    wanted = environment.get("next_entry", "").strip() or wanted  # for one boot only, but that is the next one
+    entries = loader_entries(host)
+    if wanted in entries:
+        return entries[wanted]
+    if wanted.isdecimal() and entries:  # a place in the menu, which lists the newest first
+        menu = newest_first(set(entries.values()))
+        return menu[int(wanted)] if int(wanted) < len(menu) else None
     if wanted in ("", "0"):
         return installed[0]
     named = [release for release in installed if release in wanted]
     return max(named, key=len) if named else None
 
 
+def loader_entries(host: Host) -> dict[str, str]:
+    """Return {id: release} of the boot loader's entries (Boot Loader Specification; Red Hat's family), rescue images left out."""
+    found = {}
+    for name in host.names(_ENTRIES):
+        if name.endswith(".conf") and "rescue" not in name:
+            version = re.search(r"^version\s+(\S+)", host.text(f"{_ENTRIES}/{name}") or "", re.MULTILINE)
+            if version:
+                found[name[: -len(".conf")]] = version.group(1)
+    return found
+
+
 def modules_by_kernel(host: Host, releases: list[str], unknown: list[dict[str, str]]) -> dict[str, Any]:
-    """Return {release: {version, flavor, path} or None} of the module that each kernel would load.
+    """Return {release: {version, flavor, signer, path} or None} of the module that each kernel would load.
 
     One thread a kernel: decompressing takes most of the time, and it runs in parallel.
     """
@@ -116,7 +136,7 @@ def modules_by_kernel(host: Host, releases: list[str], unknown: list[dict[str, s
             found[release] = {**module_facts(host, path), "path": path} if path else None
         except Exception as error:  # whatever a file holds, the other kernels count
             problems[release] = f"{path}: {reason(error)}" if path else reason(error)
-            found[release] = {"version": None, "flavor": None, "path": path} if path else None
+            found[release] = {"version": None, "flavor": None, "signer": None, "path": path} if path else None
 
     threads = [threading.Thread(target=look, args=(release,), daemon=True) for release in releases]
     for thread in threads:
@@ -160,7 +180,7 @@ def _modules_below(host: Host, folder: str) -> Iterator[str]:
 
 
 def module_facts(host: Host, path: str) -> dict[str, str | None]:
-    """Return {version, flavor} of a module file."""
+    """Return {version, flavor, signer} of a module file; signer is null for an unsigned one."""
     folder, name = os.path.split(path)
     match = _MODULE.match(name)
     packed = match.group(2) if match else None
@@ -170,9 +190,11 @@ def module_facts(host: Host, path: str) -> dict[str, str | None]:
         if host.exists(sibling):
             path = sibling
     if packed == ".zst":
-        return _facts(_printed(host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT)))
+        fields = _printed(host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT))
+        return {**_facts(fields), "signer": fields.get("signer") or ("signed" if fields.get("sig_id") else None)}
     with host.open(path) as file:
-        return _facts(_modinfo(_unpacked(file, packed) if packed else file))
+        content = _unpacked(file, packed) if packed else file
+        return {**_facts(_modinfo(content)), "signer": secure_boot.module_signer(content)}
 
 
 def _facts(fields: dict[str, str]) -> dict[str, str | None]:

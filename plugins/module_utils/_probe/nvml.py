@@ -158,6 +158,7 @@ def _gpu(nvml: _Nvml, index: int, problems: list[list[str]]) -> dict[str, Any]:
         "memory_mib": ask("memory_mib", memory),
         "persistence_mode": ask("persistence_mode", lambda: bool(nvml.number("nvmlDeviceGetPersistenceMode", device))),
         "mig": ask("mig", mig),
+        "virtualization_mode": ask("virtual", lambda: nvml.number("nvmlDeviceGetVirtualizationMode", device)),
         "pcie": {
             "width": ask("pcie.width", lambda: width("nvmlDeviceGetCurrPcieLinkWidth")),
             "max_width": ask("pcie.max_width", lambda: width("nvmlDeviceGetMaxPcieLinkWidth")),

@@ -10,12 +10,29 @@ part stands alone: one that cannot be read is null and named in ``unknown``, the
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from .._compat import pci_ids
-from . import child, driver, environments, files, health, kernels, packages, proc, sysfs, system, web
+from . import (
+    boot,
+    child,
+    driver,
+    environments,
+    files,
+    health,
+    kernels,
+    packages,
+    proc,
+    rpm,
+    secure_boot,
+    sessions,
+    sysfs,
+    system,
+    web,
+)
 from .host import KIB, Host, reason
 
 SCHEMA = 1
@@ -54,16 +71,37 @@ class _Notes:
             return None
 
 
+class _Later:
+    """A value that a thread works out meanwhile: rpm is a process of its own and takes 0.1 s."""
+
+    def __init__(self, notes: _Notes, *call: Any) -> None:
+        self._value: Any = None
+
+        def work() -> None:
+            self._value = notes.attempt(*call)
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def value(self) -> Any:
+        self._thread.join()
+        return self._value
+
+
 def observe(host: Host, request: Request) -> dict[str, Any]:
     """Return the observation. Never raises because of what the host is like."""
     notes = _Notes()
     children = _start(host, request, notes)
+    release = notes.attempt("os", system.identity, host) or dict.fromkeys(("id", "version_id", "codename", "family"))
+    manager = notes.attempt("os.package_manager", packages.manager, host, release["family"])
+    database = _Later(notes, "driver.packages", packages.inventory, host, manager)
+    locks = notes.attempt("health.locks", health.locks, host, notes.unknown)
     seen = {
         "schema": SCHEMA,
         "observed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "os": _os(host, notes),
+        "os": _os(host, release, manager, notes),
         "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown),
-        "driver": _driver(host, notes),
+        "driver": _driver(host, database.value(), locks or [], notes),
         "environments": notes.attempt(
             "environments", environments.observe, host, request.root, request.environments, notes.unknown
         )
@@ -73,7 +111,7 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
         "health": {
             "disk": notes.attempt("health.disk", health.disk, host, request.root),
             "clock_synchronized": notes.attempt("health.clock_synchronized", health.clock_synchronized, host),
-            "locks": notes.attempt("health.locks", health.locks, host, notes.unknown),
+            "locks": locks,
         },
     }
     if request.urls:
@@ -110,19 +148,21 @@ def _start(host: Host, request: Request, notes: _Notes) -> dict[str, child.Child
     return children
 
 
-def _os(host: Host, notes: _Notes) -> dict[str, Any]:
-    release = notes.attempt("os", system.identity, host)
+def _os(host: Host, release: dict[str, Any], manager: str | None, notes: _Notes) -> dict[str, Any]:
     running = notes.attempt("os.kernel", kernels.running_kernel, host)
-    apt = None
-    if host.is_dir("/etc/apt"):
+    apt = dnf = None
+    if manager != "dnf" and host.is_dir("/etc/apt"):
         sources = notes.attempt("os.apt", packages.apt_sources, host, notes.unknown)
         apt = None if sources is None else {"sources": sources}
+    if manager == "dnf":
+        dnf = notes.attempt("os.dnf", rpm.dnf, host, release["version_id"], notes.unknown)
     return {
-        **(release or {"id": None, "version_id": None, "codename": None, "family": None}),
+        **release,
         "arch": host.machine,
         "kernel": running,
         "kernels": notes.attempt("os.kernels", kernels.kernels, host) or [],
-        "secure_boot": notes.attempt("os.secure_boot", sysfs.secure_boot, host),
+        "secure_boot": notes.attempt("os.secure_boot", secure_boot.secure_boot, host),
+        "machine_owner_key": notes.attempt("os.machine_owner_key", secure_boot.machine_owner_key, host, notes.unknown),
         "virtualization": notes.attempt("os.virtualization", sysfs.virtualization, host),
         "boot_id": notes.attempt("os.boot_id", system.boot_id, host),
         "init": notes.attempt("os.init", system.init, host),
@@ -130,17 +170,29 @@ def _os(host: Host, notes: _Notes) -> dict[str, Any]:
         "pythons": notes.attempt("os.pythons", system.pythons, host),
         "graphical": notes.attempt("os.graphical", driver.graphical, host),
         "glibc": notes.attempt("os.glibc", system.glibc),
+        "package_manager": manager,
         "apt": apt,
+        "dnf": dnf,
+        "initramfs": notes.attempt("os.initramfs", boot.initramfs_tool, host, manager),
+        "disk_passphrase": notes.attempt("os.disk_passphrase", boot.disk_passphrase, host),
+        "sessions": notes.attempt("os.sessions", sessions.sessions, host),
+        "inhibitors": notes.attempt("os.inhibitors", sessions.inhibitors, host),
     }
 
 
-def _driver(host: Host, notes: _Notes) -> dict[str, Any]:
+def _driver(
+    host: Host, database: packages.Inventory | None, locks: list[dict[str, Any]], notes: _Notes
+) -> dict[str, Any]:
     """What files say of the driver; NVML and libcuda add to it in the end."""
     text = notes.attempt("driver.loaded_version", host.text, "/proc/driver/nvidia/version", 64 * KIB)
     version, flavor = proc.nvidia_version(text or "")
     if version is None:
         version = (notes.attempt("driver.loaded_version", host.text, "/sys/module/nvidia/version", KIB) or "").strip()
-    installed = notes.attempt("driver.packages", packages.installed, host)
+    interrupted = database.interrupted if database else None
+    busy = health.changing_packages(locks)
+    if busy:  # what looks half-done is being done
+        interrupted = None
+        notes.add("driver.interrupted", f"{busy} changes packages right now")
     userspace = notes.attempt("driver.userspace_version", driver.userspace_version, host)
     return {
         "loaded_version": version or None,
@@ -149,18 +201,24 @@ def _driver(host: Host, notes: _Notes) -> dict[str, Any]:
         "branch": None,
         "flavor": None,
         "source": None,
-        "packages": installed,
+        "packages": database.packages if database else None,
+        "interrupted": interrupted,
         "pins": notes.attempt("driver.pins", packages.pins, host),
         "modules_by_kernel": {},
+        "nouveau_in_initramfs": {},
         "nouveau_loaded": notes.attempt("driver.nouveau_loaded", sysfs.module_loaded, host, "nouveau"),
         "nova_core_loaded": notes.attempt("driver.nova_core_loaded", sysfs.module_loaded, host, "nova_core"),
         "persistence": notes.attempt("driver.persistence", driver.persistence, host),
         "cuda_api": None,
         "libcuda": None,
+        "device_nodes": {},
+        "virtual": {},
         "mismatch": None,
         "reboot_required": None,
         "processes": [],
         "journal": notes.attempt("driver.journal", driver.journal, host),
+        "staged": notes.attempt("driver.staged", driver.staged, host),
+        "generations": notes.attempt("driver.generations", driver.generations, host, notes.unknown),
     }
 
 
@@ -170,6 +228,9 @@ def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], 
     releases = [kernel["release"] for kernel in seen["os"]["kernels"]]
     found["modules_by_kernel"] = (
         notes.attempt("driver.modules_by_kernel", kernels.modules_by_kernel, host, releases, notes.unknown) or {}
+    )
+    found["nouveau_in_initramfs"] = notes.attempt(
+        "driver.nouveau_in_initramfs", boot.nouveau_in_initramfs, host, releases
     )
     held = None
     if children:
@@ -210,6 +271,15 @@ def _conclude(host: Host, seen: dict[str, Any], nvml: Any, libcuda: Any, notes: 
     else:
         runfile = bool(version) and notes.attempt("driver.source", driver.is_runfile, host)
         found["source"] = names["source"] or ("runfile" if runfile else None)
+    found["device_nodes"] = notes.attempt("driver.device_nodes", driver.device_nodes, host, seen["gpus"] or [])
+    modes = {gpu["pci_address"]: gpu.get("virtualization_mode") for gpu in (nvml or {}).get("gpus", [])}
+    guest = seen["os"]["virtualization"] not in (None, "container", "wsl")
+    found["virtual"] = {
+        gpu["pci_address"]: notes.attempt(
+            "driver.virtual", driver.virtual, host, gpu, modes.get(gpu["pci_address"]), guest
+        )
+        for gpu in seen["gpus"] or []
+    }
     found["cuda_api"] = (nvml or {}).get("cuda_version") or (libcuda or {}).get("cuda_version")
     if libcuda:
         found["libcuda"] = {key: libcuda[key] for key in ("result", "error")} | {"gpus": len(libcuda["gpus"])}

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from typing import Any, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Iterator, Sequence
 
+from . import rpm
 from .host import KIB, MIB, Host
 
 _DPKG = "/var/lib/dpkg/status"
@@ -16,8 +18,10 @@ _DPKG_LIMIT = 64 * MIB
 _LISTS = "/var/lib/apt/lists"
 _NVIDIA_ORIGIN = re.compile(r"^Origin:\s*NVIDIA\s*$", re.MULTILINE)
 _INDEX_VERSION = re.compile(rb"\nVersion: ([^\n]+)")
+_UPDATES = "/var/lib/dpkg/updates"
 _RPM_FOLDERS = ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
-_RPM_LIMIT = 20.0
+_PROGRAMS = {"apt": ("/usr/bin/apt-get",), "dnf": ("/usr/bin/dnf", "/usr/bin/dnf5", "/usr/bin/microdnf")}
+_USUAL = {"debian": "apt", "redhat": "dnf"}
 
 # The names of the driver's packages in Debian, Ubuntu, RHEL, Fedora, RPM Fusion, SUSE and NVIDIA's own repositories.
 _DRIVER = (
@@ -33,6 +37,9 @@ _OTHER = re.compile(
 _DRIVER_PACKAGE = re.compile(_DRIVER)
 # Begins with a literal, which makes the search ten times as fast as one that is anchored with ^; feed it with a line end first.
 _STANZA = re.compile(rb"\nPackage: (" + _DRIVER.replace("$", r"(?=\n)").encode() + rb"[^\n]*)(?=\n)")
+
+# The state of a package that is neither installed nor gone, or has to be installed again.
+_UNFINISHED = re.compile(rb"\nStatus: (?![^ \n]+ ok (?:installed|config-files|not-installed)\n)([^\n]*)")
 
 # Whose version is the driver's, the most telling first; helpers such as nvidia-settings have numbers of their own.
 _CORE = re.compile(
@@ -55,44 +62,96 @@ def is_driver_package(name: str) -> bool:
     return bool(_DRIVER_PACKAGE.match(name)) and not _OTHER.match(name)
 
 
-def installed(host: Host) -> list[dict[str, Any]]:
-    """Return the host's driver packages, by name."""
-    if host.exists(_DPKG):
-        found = dpkg_packages(host.read_bytes(_DPKG, _DPKG_LIMIT))
-        if any(package["source"] != "nvidia" for package in found):
-            published = nvidia_publishes(host)
-            for package in found:
-                if (package["name"], package["version"]) in published:
-                    package["source"] = "nvidia"
-        return found
-    if any(host.is_dir(folder) for folder in _RPM_FOLDERS):
-        form = "%{NAME}\\t%{EPOCHNUM}\\t%{VERSION}-%{RELEASE}\\t%{VENDOR} %{PACKAGER}\\n"
-        return rpm_packages(host.run(["rpm", "-qa", "--queryformat", form, "*nvidia*", "*cuda*", "nvlsm"], _RPM_LIMIT))
-    return []
+@dataclass
+class Inventory:
+    """What the package database says: the driver's packages, and what an interrupted transaction left, in words for people."""
+
+    packages: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
 
 
-def dpkg_packages(status: bytes) -> list[dict[str, Any]]:
-    """Parse dpkg's status file. Only stanzas of driver packages are looked at: the file has megabytes."""
-    found = []
-    status = b"\n" + status
-    for match in _STANZA.finditer(status):
+def manager(host: Host, family: str | None) -> str | None:
+    """Return apt or dnf: what the distribution uses, whichever other database is there too; else what is there; or None."""
+    usual = _USUAL.get(family or "")
+    if usual:
+        return usual if any(host.exists(path) for path in (*_PROGRAMS[usual], _DPKG, *_RPM_FOLDERS)) else None
+    return next((name for name, paths in _PROGRAMS.items() if any(host.exists(path) for path in paths)), None)
+
+
+def inventory(host: Host, name: str | None) -> Inventory:
+    """Read the database of this package manager; without one (SUSE), that which is there."""
+    if name == "dnf" or (name is None and not host.exists(_DPKG)):
+        if not any(host.is_dir(folder) for folder in _RPM_FOLDERS):
+            return Inventory()
+        everything = rpm.all_packages(host)
+        locks = rpm.locks(host) if rpm.locks_count(host) else []
+        return Inventory(rpm_packages(everything, locks), rpm.duplicates(everything))
+    if not host.exists(_DPKG):
+        return Inventory()
+    status = host.read_bytes(_DPKG, _DPKG_LIMIT)
+    # dpkg keeps what it changed last in files of their own until it merges them: after a kill these hold the truth.
+    updates = [host.read_bytes(f"{_UPDATES}/{name}", MIB) for name in host.names(_UPDATES) if name.isdecimal()]
+    found = dpkg_packages(status, updates)
+    if any(package["source"] != "nvidia" for package in found):
+        published = nvidia_publishes(host)
+        for package in found:
+            if (package["name"], package["version"]) in published:
+                package["source"] = "nvidia"
+    return Inventory(found, dpkg_interrupted(status, updates))
+
+
+def dpkg_packages(status: bytes, updates: Sequence[bytes] = ()) -> list[dict[str, Any]]:
+    """Parse dpkg's status file and what is to be merged into it. Only stanzas of driver packages are looked at."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for text in (status, *updates):
+        for package in _driver_stanzas(b"\n" + text):
+            found[package["name"], package["architecture"]] = package
+    return [package for _key, package in sorted(found.items()) if package["state"] != "not-installed"]
+
+
+def _driver_stanzas(text: bytes) -> Iterator[dict[str, Any]]:
+    for match in _STANZA.finditer(text):
         name = match.group(1).decode("utf-8", "replace")
-        end = status.find(b"\n\n", match.end())
-        stanza = status[match.end() : end if end >= 0 else None].decode("utf-8", "replace")
+        end = text.find(b"\n\n", match.end())
+        stanza = text[match.end() : end if end >= 0 else None].decode("utf-8", "replace")
         fields = _fields(stanza.splitlines())
         words = fields.get("status", "").split()
-        if _OTHER.match(name) or len(words) != 3 or words[2] == "not-installed":
-            continue
-        found.append(
-            {
+        if not _OTHER.match(name) and len(words) == 3:
+            yield {
                 "name": name,
                 "version": fields.get("version"),
+                "architecture": fields.get("architecture", ""),
                 "source": "nvidia" if fields.get("section") == "NVIDIA" else origin(fields.get("maintainer", "")),
                 "held": words[0] == "hold",
                 "state": words[2],
             }
-        )
-    return sorted(found, key=lambda package: package["name"])
+
+
+def dpkg_interrupted(status: bytes, updates: Sequence[bytes] = ()) -> list[str]:
+    """Name what ``dpkg --audit`` would: every package, the driver's or not, that is neither installed nor gone."""
+    unfinished = _unfinished(status)
+    for text in updates:
+        for name in re.findall(rb"^Package: ([^\n]+)$", text, re.MULTILINE):
+            unfinished.pop(name.decode("utf-8", "replace"), None)
+        unfinished.update(_unfinished(text))
+    found = [f"{name} is {state}" for name, state in sorted(unfinished.items())]
+    if updates:
+        found.append(f"dpkg was interrupted: {len(updates)} changes in {_UPDATES} wait to be merged")
+    return found
+
+
+def _unfinished(text: bytes) -> dict[str, str]:
+    """Names and states; fast, for a status file has megabytes and usually nothing of this."""
+    found = {}
+    text = b"\n" + text
+    for match in _UNFINISHED.finditer(text):
+        start = max(text.rfind(b"\n\n", 0, match.start() + 1), 0)
+        name = re.search(rb"\nPackage: ([^\n]+)", text[start : match.start() + 1])
+        words = match.group(1).decode("utf-8", "replace").split()
+        if name and len(words) == 3:
+            again = " and has to be installed again" if words[1] == "reinstreq" else ""
+            found[name.group(1).decode("utf-8", "replace")] = words[2] + again
+    return found
 
 
 def nvidia_publishes(host: Host) -> set[tuple[str, str]]:
@@ -122,24 +181,21 @@ def _published(index: bytes) -> Iterator[tuple[str, str]]:
             yield match.group(1).decode("utf-8", "replace"), version.group(1).decode("utf-8", "replace")
 
 
-def rpm_packages(text: str) -> list[dict[str, Any]]:
-    """Parse the output of rpm -qa: name, epoch, version-release and vendor, separated by tabs."""
-    found = []
-    for line in text.splitlines():
-        columns = line.split("\t")
-        if len(columns) != 4 or not is_driver_package(columns[0]):
-            continue
-        name, epoch, version, vendor = columns
-        found.append(
-            {
-                "name": name,
-                "version": version if epoch in ("0", "(none)") else f"{epoch}:{version}",
-                "source": origin(vendor),
-                "held": False,
-                "state": "installed",
-            }
-        )
-    return sorted(found, key=lambda package: package["name"])
+def rpm_packages(everything: Sequence[dict[str, str]], locks: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Pick the driver's packages out of all; a version lock holds a package as apt's hold does."""
+    found = [
+        {
+            "name": package["name"],
+            "version": package["version"],
+            "architecture": package["architecture"],
+            "source": origin(package["vendor"]),
+            "held": rpm.locked(package, locks),
+            "state": "installed",
+        }
+        for package in everything
+        if is_driver_package(package["name"])
+    ]
+    return sorted(found, key=lambda package: (package["name"], package["architecture"], package["version"]))
 
 
 def origin(maintainer: str) -> str:
@@ -149,7 +205,7 @@ def origin(maintainer: str) -> str:
         return "nvidia"
     return (
         "distro"
-        if re.search(r"debian|ubuntu|canonical|red hat|fedora|rocky|alma|suse|rpm ?fusion", words)
+        if re.search(r"debian|ubuntu|canonical|red hat|centos|fedora|rocky|alma|oracle|suse|rpm ?fusion", words)
         else "unknown"
     )
 
@@ -234,20 +290,7 @@ def pins(host: Host) -> list[dict[str, Any]]:
     for path in files:
         for pin in preferences(host.text(path) or ""):
             found.append({"file": path, **pin, "from_package": _owner(host, path)})
-    lock = "/etc/dnf/plugins/versionlock.list"
-    for line in (host.text(lock) or "").splitlines():
-        if _PINNED.search(line) and not line.lstrip().startswith("#"):
-            found.append(
-                {
-                    "file": lock,
-                    "packages": line.strip(),
-                    "version": None,
-                    "pin": None,
-                    "priority": None,
-                    "from_package": None,
-                }
-            )
-    return found
+    return found + [lock for lock in rpm.locks(host) if _PINNED.search(lock["pin"]) or _PINNED.search(lock["packages"])]
 
 
 def preferences(text: str) -> Iterator[dict[str, Any]]:

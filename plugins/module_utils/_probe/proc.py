@@ -14,6 +14,13 @@ from .host import ABSENT, KIB, Host, Unreadable
 
 _VERSION = re.compile(r"^NVRM version:(.*?)\s(\d{2,4}\.\d+(?:\.\d+)?)\s", re.MULTILINE)
 _OPEN_FILES = 200_000  # about half a second of looking
+# How container engines name the control group of a container: docker, podman, containerd and CRI-O by its id, others by its name.
+_CONTAINER = re.compile(
+    r"(?:docker|libpod|cri-containerd|crio|containerd)?[-/]([0-9a-f]{64})(?:\.scope)?(?:/|$)"
+    r"|/lxc(?:\.payload\.|/)([^/\n]+)|/machine\.slice/(?:systemd-nspawn@|machine-)([^/\n]+)\.(?:service|scope)",
+    re.MULTILINE,
+)
+_SHORT_ID = 12  # as docker ps and podman ps show it
 _DAEMONS = re.compile(r"nvidia-persiste|nvidia-powerd|nv-hostengine|nv-fabricmanage|nvidia-imex|dcgm|nvidia-cuda-mps-c")
 _DESKTOP = re.compile(
     r"Xorg|X$|Xwayland|gnome-shell|kwin|plasmashell|mutter|sway|weston|Hyprland|gdm|sddm|lightdm|cosmic-comp"
@@ -70,13 +77,31 @@ def holders(host: Host, leave_out: Collection[int]) -> dict[int, set[str]]:
 def describe(host: Host, held: dict[int, set[str]], compute_pids: Collection[int]) -> list[dict[str, Any]]:
     """Return the holders by process id, and those that NVML names besides; it numbers processes of other containers its own way."""
     held = {**{pid: {"/dev/nvidia-uvm"} for pid in compute_pids if host.exists(f"/proc/{pid}")}, **held}
+    ours = container_of(host, 1)  # this host may be a container itself
     found = []
     for pid, devices in sorted(held.items()):
         command = (host.text(f"/proc/{pid}/comm", KIB) or "").strip()
         state = host.lstat(f"/proc/{pid}")
         user = user_name(state.st_uid) if state else None
-        found.append({"pid": pid, "command": command, "user": user, "kind": kind_of(command, devices)})
+        container = container_of(host, pid)
+        found.append(
+            {
+                "pid": pid,
+                "command": command,
+                "user": user,
+                "kind": kind_of(command, devices),
+                "container": None if container == ours else container,
+            }
+        )
     return found
+
+
+def container_of(host: Host, pid: int) -> str | None:
+    """Return the id (shortened) or name of the container that a process runs in, by its control group."""
+    match = _CONTAINER.search(host.text(f"/proc/{pid}/cgroup", 64 * KIB) or "")
+    if not match:
+        return None
+    return match.group(1)[:_SHORT_ID] if match.group(1) else match.group(2) or match.group(3)
 
 
 def _devices(folder: str) -> tuple[set[str], int]:

@@ -1,7 +1,7 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to the collection. What /sys shows: PCI GPUs, loaded modules, firmware, the kind of machine."""
+"""PRIVATE to the collection. What /sys shows: PCI GPUs, loaded modules, the kind of machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _PCI = "/sys/bus/pci/devices"
 _NVIDIA = "0x10de"
 _DISPLAY = "0x03"
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])$")
-_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _WIDEST_LINK = 32
 
 # DMI vendor and product of the hypervisors, as systemd-detect-virt knows them.
@@ -90,21 +89,6 @@ def module_loaded(host: Host, name: str) -> bool:
     """Whether a kernel module is loaded (built-in ones have no initstate)."""
     folder = f"/sys/module/{name}"
     return host.exists(f"{folder}/initstate") or host.exists(f"{folder}/refcnt") or host.exists(f"{folder}/version")
-
-
-def secure_boot(host: Host) -> bool | None:
-    """Return what the firmware enforces; False where there is no UEFI, None where UEFI does not say."""
-    if not host.is_dir("/sys/firmware/efi"):
-        return False
-    try:
-        data = host.read_bytes(_SECURE_BOOT, 64)
-    except FileNotFoundError:
-        if host.names("/sys/firmware/efi/efivars"):
-            return False
-        raise Unreadable("/sys/firmware/efi/efivars is not mounted") from None
-    if len(data) < 5:
-        raise Unreadable(f"{_SECURE_BOOT} holds {len(data)} bytes instead of 5")
-    return data[4] == 1
 
 
 def virtualization(host: Host) -> str | None:

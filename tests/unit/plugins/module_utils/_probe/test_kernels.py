@@ -79,8 +79,8 @@ def _packed(name, data):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        (OPEN, {"version": "580.95.05", "flavor": "open"}),
-        (PROPRIETARY, {"version": "535.261.03", "flavor": "proprietary"}),
+        (OPEN, {"version": "580.95.05", "flavor": "open", "signer": None}),
+        (PROPRIETARY, {"version": "535.261.03", "flavor": "proprietary", "signer": None}),
     ],
 )
 def test_version_and_flavor_come_from_the_file_itself(tree, module_file, suffix, fields, expected):
@@ -95,7 +95,7 @@ def test_zstd_is_left_to_modinfo(tree):
     tree.commands["modinfo"] = (
         "filename:       /x.ko.zst\0version:        580.95.05\0license:        Dual MIT/GPL\0srcversion:  A\0"
     )
-    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": "open"}
+    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": "open", "signer": None}
     assert tree.asked == [["modinfo", "-0", str(tree.path(path))]]
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_module_is_there_but_unknown(tree, name, data, message):
     tree.file(f"{K}/updates/dkms/{name}", data)
     found = kernels.modules_by_kernel(tree.host(), ["6.1.0-31-amd64"], unknown)
     assert found == {
-        "6.1.0-31-amd64": {"version": None, "flavor": None, "path": f"{K}/updates/dkms/{name}"},
+        "6.1.0-31-amd64": {"version": None, "flavor": None, "signer": None, "path": f"{K}/updates/dkms/{name}"},
     }
     assert [entry["what"] for entry in unknown] == ["driver.modules_by_kernel[6.1.0-31-amd64]"]
     assert message in unknown[0]["why"]
@@ -153,7 +153,7 @@ def test_a_module_without_a_version_of_nvidias_kind_is_unknown(tree, module_file
 def test_an_unheard_of_licence_is_no_flavor(tree, module_file):
     path = f"{K}/updates/dkms/nvidia.ko"
     tree.file(path, module_file({"version": "580.95.05", "license": "Other"}))
-    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": None}
+    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": None, "signer": None}
 
 
 def test_something_that_unpacks_without_end_is_given_up(tree, monkeypatch):
@@ -208,7 +208,12 @@ def test_of_debians_two_modules_the_one_that_modprobe_chooses_counts(tree, modul
     tree.file("/etc/alternatives/nvidia--nvidia-modprobe.conf", text)
     tree.link("/etc/modprobe.d/nvidia.conf", "/etc/alternatives/nvidia--nvidia-modprobe.conf")
     found = kernels.modules_by_kernel(tree.host(), ["6.1.0-31-amd64"], [])["6.1.0-31-amd64"]
-    assert found == {"version": "550.163.01", "flavor": "open", "path": f"{K}/updates/dkms/nvidia-current-open.ko"}
+    assert found == {
+        "version": "550.163.01",
+        "flavor": "open",
+        "signer": None,
+        "path": f"{K}/updates/dkms/nvidia-current-open.ko",
+    }
 
 
 def test_a_kernel_without_a_module_has_none(debian):

@@ -78,6 +78,10 @@ class FakeNvml:
     def nvmlDeviceGetMigMode(self, handle, current, pending):  # noqa: N802
         return NOT_SUPPORTED
 
+    def nvmlDeviceGetVirtualizationMode(self, handle, mode):  # noqa: N802
+        mode._obj.value = 2
+        return 0
+
     def nvmlDeviceGetPersistenceMode(self, handle, value):  # noqa: N802
         value._obj.value = 1
         return 0
@@ -126,6 +130,7 @@ def test_everything_that_a_gpu_says():
                 "memory_mib": 12227,
                 "persistence_mode": True,
                 "mig": None,
+                "virtualization_mode": 2,
                 "pcie": {"width": 8, "max_width": None, "speed_gts": 2.5, "max_speed_gts": 32.0},
                 "compute_pids": [],
             }

@@ -10,8 +10,8 @@ DEBIAN = "Debian NVIDIA Maintainers <pkg-nvidia-devel@lists.alioth.debian.org>"
 UBUNTU = "Ubuntu Core Developers <ubuntu-devel-discuss@lists.ubuntu.com>"
 
 
-def _installed(tree):
-    return packages.installed(tree.host())
+def _installed(tree, manager="apt"):
+    return packages.inventory(tree.host(), manager).packages
 
 
 def test_driver_packages_are_read_from_dpkgs_status(tree):
@@ -23,18 +23,34 @@ def test_driver_packages_are_read_from_dpkgs_status(tree):
         ("nvidia-smi", "purge ok not-installed", "535.261.03-1", DEBIAN),
     )
     assert _installed(tree) == [
-        {"name": "libcuda1", "version": "580.95.05-1", "source": "nvidia", "held": True, "state": "installed"},
+        {
+            "name": "libcuda1",
+            "version": "580.95.05-1",
+            "architecture": "amd64",
+            "source": "nvidia",
+            "held": True,
+            "state": "installed",
+        },
         {
             "name": "nvidia-kernel-dkms",
             "version": "535.261.03-1~deb12u1",
+            "architecture": "amd64",
             "source": "distro",
             "held": False,
             "state": "half-configured",
         },
-        {"name": "nvidia-open", "version": "580.95.05-1", "source": "nvidia", "held": False, "state": "installed"},
+        {
+            "name": "nvidia-open",
+            "version": "580.95.05-1",
+            "architecture": "amd64",
+            "source": "nvidia",
+            "held": False,
+            "state": "installed",
+        },
         {
             "name": "nvidia-settings",
             "version": "535.171.04-1~deb12u1",
+            "architecture": "amd64",
             "source": "distro",
             "held": False,
             "state": "config-files",
@@ -149,26 +165,27 @@ def test_nvidias_section_says_it_as_well():
     assert [package["source"] for package in packages.dpkg_packages(text)] == ["nvidia"]
 
 
-def test_rpm_packages_are_asked_for_by_name_and_keep_their_epoch(tree):
+def test_rpm_packages_keep_their_epoch_and_name_their_vendor(tree):
     tree.folder("/var/lib/rpm")
     tree.commands["rpm"] = (
-        "nvidia-driver-cuda\t3\t580.178.04-1.el9\tNVIDIA cudatools@nvidia.com\n"
-        "kmod-nvidia-open-dkms\t3\t580.178.04-1.el9\tNVIDIA x\n"
-        "nvidia-container-toolkit\t0\t1.18-1\tNVIDIA x\n"
-        "nvidia-gpu-firmware\t0\t20250812-1.el9\tRed Hat, Inc. Red Hat\n"
+        "nvidia-driver-cuda\t3\t580.178.04-1.el9\tx86_64\tNVIDIA cudatools@nvidia.com\n"
+        "kmod-nvidia-open-dkms\t3\t580.178.04-1.el9\tx86_64\tNVIDIA x\n"
+        "nvidia-container-toolkit\t0\t1.18-1\tx86_64\tNVIDIA x\n"
+        "nvidia-gpu-firmware\t0\t20250812-1.el9\tnoarch\tRed Hat, Inc. Red Hat\n"
+        "bash\t0\t5.1.8-9.el9\tx86_64\tRocky Enterprise Software Foundation\n"
         "garbage line\n"
     )
-    found = _installed(tree)
-    assert [(package["name"], package["version"], package["source"]) for package in found] == [
-        ("kmod-nvidia-open-dkms", "3:580.178.04-1.el9", "nvidia"),
-        ("nvidia-driver-cuda", "3:580.178.04-1.el9", "nvidia"),
-        ("nvidia-gpu-firmware", "20250812-1.el9", "distro"),
+    found = _installed(tree, "dnf")
+    assert [(package["name"], package["version"], package["architecture"], package["source"]) for package in found] == [
+        ("kmod-nvidia-open-dkms", "3:580.178.04-1.el9", "x86_64", "nvidia"),
+        ("nvidia-driver-cuda", "3:580.178.04-1.el9", "x86_64", "nvidia"),
+        ("nvidia-gpu-firmware", "20250812-1.el9", "noarch", "distro"),
     ]
     assert tree.asked[0][:2] == ["rpm", "-qa"]
 
 
 def test_a_host_without_a_package_manager_has_no_packages(tree):
-    assert _installed(tree) == []
+    assert _installed(tree, None) == []
     assert tree.asked == []
 
 
@@ -361,6 +378,13 @@ def test_pins_that_concern_the_driver_with_the_package_that_ships_them(tree):
 
 def test_dnf_version_locks_count_as_pins(tree):
     tree.file("/etc/dnf/plugins/versionlock.list", "# nvidia\nnvidia-driver-3:580.178.04-1.el9.*\nkernel-5.14*\n")
-    assert [(pin["file"], pin["packages"]) for pin in packages.pins(tree.host())] == [
-        ("/etc/dnf/plugins/versionlock.list", "nvidia-driver-3:580.178.04-1.el9.*")
+    assert packages.pins(tree.host()) == [
+        {
+            "file": "/etc/dnf/plugins/versionlock.list",
+            "packages": "nvidia-driver",
+            "version": "3:580.178.04-1.el9",
+            "pin": "nvidia-driver-3:580.178.04-1.el9.*",
+            "priority": None,
+            "from_package": None,
+        }
     ]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import sysfs
-from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Unreadable
-
-EFI = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
 
 def _gpus(tree):
@@ -76,29 +73,6 @@ def test_a_host_that_shows_no_bus_is_told_from_one_without_gpus(tree):
 )
 def test_pci_addresses_are_spelled_as_in_sysfs(text, address):
     assert sysfs.pci_address(text) == address
-
-
-@pytest.mark.parametrize(("state", "enforced"), [(1, True), (0, False)])
-def test_secure_boot_is_the_byte_after_the_attributes(tree, state, enforced):
-    assert sysfs.secure_boot(tree.file(EFI, bytes([6, 0, 0, 0, state])).host()) is enforced
-
-
-def test_without_uefi_there_is_no_secure_boot(tree):
-    assert sysfs.secure_boot(tree.folder("/sys/firmware").host()) is False
-
-
-def test_a_firmware_without_the_variable_does_not_enforce(tree):
-    assert sysfs.secure_boot(tree.file("/sys/firmware/efi/efivars/BootOrder-x", b"").host()) is False
-
-
-def test_secure_boot_is_unknown_where_the_variables_are_not_mounted(tree):
-    with pytest.raises(Unreadable, match="efivars is not mounted"):
-        sysfs.secure_boot(tree.folder("/sys/firmware/efi/efivars").host())
-
-
-def test_secure_boot_is_unknown_when_the_variable_is_cut(tree):
-    with pytest.raises(Unreadable, match="holds 3 bytes"):
-        sysfs.secure_boot(tree.file(EFI, b"abc").host())
 
 
 def _dmi(tree, vendor, product, flags="fpu hypervisor"):
