@@ -62,6 +62,7 @@ def _state(variables: Any, lost: bool) -> dict[str, Any]:
     return {
         **state,
         "failed": str(variables.get("gpufleet_failed") or ""),
+        "pending": _plain(variables.get("nvidia_driver_pending")),
         "lost": lost,
         "held_back": variables.get("gpufleet_held_back") is True,
         "required_level": proof.get("required_level"),

@@ -64,6 +64,9 @@ hosts:
     remedy:
       description: What to do about it.
       type: str
+    generation:
+      description: The driver's generation that serves, as the host's journal numbers it; null where it keeps none.
+      type: int
 table:
   description: The printed text.
   returned: when O(show=outcome)

@@ -49,8 +49,9 @@ def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict
     """Judge one host and describe it in a row.
 
     ``state`` holds what the run learned: ``planned`` (result of the action plan before the apply), ``after`` (the same, after
-    it; absent where nothing was to be done), ``proof`` (result of cuda_verify), ``failed`` (text), ``lost`` (whether Ansible gave
-    the host up), ``held_back`` (whether the run stopped before it), ``required_level``, ``note``.
+    it; absent where nothing was to be done), ``proof`` (result of cuda_verify), ``failed`` (text), ``pending`` (what the driver's
+    role left because something stood in the way: what, why, remedy), ``lost`` (whether Ansible gave the host up), ``held_back``
+    (whether the run stopped before it), ``required_level``, ``note``.
     """
     planned = _mapping(state.get("planned"))
     after = _mapping(state.get("after"))
@@ -63,6 +64,7 @@ def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict
         "gpu": _gpus(plan, observation),
         "sm": "+".join(dict.fromkeys(clean(gpu.get("sm")) or "?" for gpu in _list(plan.get("gpus")))) or "-",
         "driver": _driver(observation),
+        "generation": _mapping(_mapping(observation.get("driver")).get("journal")).get("generation"),
         "torch": _torch(plan, observation),
         "proof": _proof(state.get("proof")),
         "outcome": outcome,
@@ -101,7 +103,8 @@ def _judge(
     if state.get("held_back"):
         reason = "the run stopped before this host, because more hosts failed than gpufleet_max_failed permits"
         return "held_back", reason, "Mend the hosts that failed, then run again; nothing was changed on this one."
-    pending = _list(plan.get("pending"))
+    met = _mapping(state.get("pending"))
+    pending = [met] * bool(met) + _list(plan.get("pending"))
     actions = _list(plan.get("actions"))
     if check_mode and actions:
         return "planned", f"{len(actions)} actions", "Run without --check to carry them out."

@@ -210,10 +210,8 @@ class Fleet:
         return seen
 
 
-@pytest.fixture(scope="session")
-def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the collection whose modules and roles are played."""
-    base = tmp_path_factory.mktemp("collections")
+def copy_collection(base: Path) -> Path:
+    """Copy the collection below a folder, with a connection that can break; return its root."""
     home = base / "ansible_collections/gpufleet/workstation"
     home.mkdir(parents=True)
     for name in ("plugins", "playbooks", "roles"):
@@ -221,13 +219,21 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("galaxy.yml", "meta"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
+    (home / "plugins/connection").mkdir()
+    (home / "plugins/connection/breakable.py").write_text(_CONNECTION, encoding="utf-8")
+    (base / "ansible.cfg").write_text("[defaults]\n", encoding="utf-8")
+    return home
+
+
+@pytest.fixture(scope="session")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the collection whose modules and roles are played."""
+    base = tmp_path_factory.mktemp("collections")
+    home = copy_collection(base)
     modules = home / "plugins/modules"
     (modules / "gpu_info.py").write_text(_ANSWER.format(before="before.json", after="after.json"), encoding="utf-8")
     (modules / "cuda_verify.py").write_text(_ANSWER.format(before="proof.json", after="proof.json"), encoding="utf-8")
     (modules / "venv_release.py").write_text(_RELEASE, encoding="utf-8")
-    (home / "plugins/connection").mkdir()
-    (home / "plugins/connection/breakable.py").write_text(_CONNECTION, encoding="utf-8")
-    (base / "ansible.cfg").write_text("[defaults]\n", encoding="utf-8")
     (base / "serve").write_text(_SERVE, encoding="utf-8")
     for role in ("nvidia_driver", "torch_env", "runtime_env"):
         shutil.rmtree(home / "roles" / role / "tasks")

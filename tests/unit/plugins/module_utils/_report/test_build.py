@@ -152,6 +152,20 @@ def test_check_mode_tells_what_only_waits_from_what_would_be_done():
     assert (row["outcome"], row["reason"]) == ("pending", "reboot: not allowed")
 
 
+def test_host_that_the_driver_role_left_alone_waits_and_says_for_whom():
+    state = changed("planned.plan.actions", [{"what": "replace the loaded driver"}])
+    state["after"] = copy.deepcopy(state["planned"])
+    state["pending"] = {"what": "driver change", "why": "the GPU is busy: python3", "remedy": "Run again later."}
+    row = host_row("ws", state)
+    assert (row["outcome"], row["reason"]) == ("pending", "driver change: the GPU is busy: python3")
+    assert row["remedy"] == "Run again later."
+
+
+def test_row_names_the_generation_that_serves():
+    assert host_row("ws", changed("planned.observation.driver.journal", {"generation": 3}))["generation"] == 3
+    assert host_row("ws", changed("planned.observation.driver.journal", None))["generation"] is None
+
+
 def test_credentials_in_a_url_are_never_shown():
     state = changed("failed", "Build: https://me:geheim@mirror.example.org/whl does not answer")
     text = result_text([host_row("ws", state)])
