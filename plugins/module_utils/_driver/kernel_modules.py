@@ -336,7 +336,7 @@ def _problem(host: Host, release: str, version: str, flavor: str, secure_boot: b
         # weak-modules links modules of another kernel after it has compared every symbol that they use.
         if built_for != release and "/weak-updates/" not in file:
             return f"{file} was built for kernel {built_for or 'unknown'}"
-        if secure_boot and not fields.get("signer"):
+        if secure_boot and not (fields.get("signer") or fields.get("sig_id")):  # kmod without OpenSSL names no signer
             return f"{file} is not signed, and Secure Boot is on"
     listed = host.text(f"/lib/modules/{release}/modules.dep", 16 * _LOG_LIMIT) or ""
     if f"{path.partition(f'/{release}/')[2]}:" not in listed:
