@@ -109,45 +109,65 @@ class Dnf:
                 raise DriverError(f"The rpm database is damaged and could not be rebuilt: {rebuilt.last_words}")
             done.append("rebuilt the rpm database")
         unfinished = self._unfinished()
-        duplicates = self._duplicates()
-        if not unfinished and not duplicates:
-            return done
-        incoming = list(unfinished.incoming) if unfinished else [versions[-1] for versions in duplicates.values()]
-        stale = [
-            package
-            for versions in duplicates.values()
-            for package in versions
-            if package not in incoming and (package.name in {p.name for p in incoming} or package != versions[-1])
-        ]
-        files = [str(file.path) for file in self._files_on_host(incoming)]
-        answer, output = self._ask(
-            "apply", files=files, again=True, stale=[[p.name, p.version, p.architecture] for p in stale]
-        )
-        if "error" in answer:
-            # dnf solves for the whole system; what an interruption left may be beyond that, rpm does as it is told.
-            output = self._force(files, stale)
+        if unfinished:
+            done += self._finish(unfinished)
+            self._remember(repaired=unfinished.number)
+        older = [package for versions in self._duplicates().values() for package in versions[:-1]]
+        self._erase(older)
         left = self._duplicates()
         if left:
             raise DriverError(
-                f"An interrupted transaction left {', '.join(left)} in several versions, and they could not be removed:"
-                f" {_last_words(output)}. Remove the older ones with rpm -e --nodeps and run again."
+                f"An interrupted transaction left {', '.join(left)} in several versions, and rpm could not remove the older ones."
+                " Remove them with rpm -e --nodeps --noscripts and run again."
             )
-        if files:
-            done.append(f"finished the interrupted installation of {len(files)} packages of the driver")
-        if stale:
-            done.append(f"removed {', '.join(f'{p.name} {p.version}' for p in stale)}, which it had left")
-        return done
+        return done + [
+            f"removed {package.name} {package.version}, which was left beside a newer one" for package in older
+        ]
 
-    def _force(self, files: t.Sequence[str], stale: t.Sequence[Package]) -> str:
-        output = ""
-        if files:
-            options = ["--oldpackage", "--replacepkgs", "--replacefiles", "--nodeps"]
-            output = self._run(["rpm", "-U", *options, *files], self._time_limit).output
-        there = self._all_installed()
-        left = [_spec(package) for package in stale if package in there]
-        if left:
-            output += self._run(["rpm", "-e", "--nodeps", *left], self._time_limit).output
-        return output
+    def _finish(self, unfinished: Unfinished) -> list[str]:
+        """Finish a transaction of the driver as far as its packages are on this host, with rpm: it does as it is told.
+
+        A package that is there already is installed once more without the scripts that remove: rpm runs those of the copy that it
+        replaces last, and the module that was just built would be gone.
+        """
+        there = set(self._all_installed())
+        files = [
+            file
+            for file in self._files_on_host(unfinished.incoming)
+            if _is_driver(file.package) or str(file.path).startswith(self._at(STAGED))
+        ]
+        options = ["--oldpackage", "--replacepkgs", "--replacefiles", "--nodeps"]
+        for again in (False, True):
+            paths = [str(file.path) for file in files if (file.package in there) == again]
+            if paths:
+                self._rpm(["-U", *options, *(["--nopreun", "--nopostun"] if again else []), *paths])
+            if not again:
+                there_now = set(self._all_installed())
+                arrived = {package.name for package in unfinished.incoming if package in there_now}
+                complete = all(package in there_now for package in unfinished.incoming if _is_driver(package))
+                stale = [
+                    package
+                    for package in unfinished.outgoing
+                    if package in there_now and _is_driver(package) and (complete or package.name in arrived)
+                ]
+                self._erase(stale)
+        done = (
+            [f"finished transaction {unfinished.number}, which was interrupted: {len(files)} packages"] if files else []
+        )
+        return done + [f"removed {package.name} {package.version}, which it had left" for package in stale]
+
+    def _erase(self, packages: t.Sequence[Package]) -> None:
+        if packages:
+            self._rpm(["-e", "--nodeps", *(_spec(package) for package in packages)])
+
+    def _rpm(self, arguments: t.Sequence[str]) -> None:
+        done = self._run(["rpm", *arguments], self._time_limit)
+        if done.status:
+            raise DriverError(
+                f"rpm could not finish an interrupted transaction: {done.last_words}. Packages of the driver are half-done;"
+                " what rpm says has to be solved first.",
+                output=done.output,
+            )
 
     # Source
 
@@ -483,7 +503,8 @@ class Dnf:
         }
 
     def _unfinished(self) -> Unfinished | None:
-        return read_unfinished(self._at(_HISTORY))
+        found = read_unfinished(self._at(_HISTORY))
+        return None if found is None or found.number == self._state().get("repaired") else found
 
     def _files_on_host(self, packages: t.Sequence[Package]) -> list[PackageFile]:
         """Files of exactly these packages in the staged folder, in generations and in dnf's cache."""

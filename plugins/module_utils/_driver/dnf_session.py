@@ -260,8 +260,7 @@ def _fetch(base: t.Any, packages: t.Iterable[t.Any], folder: str) -> list[dict[s
 def apply(request: dict[str, t.Any]) -> dict[str, t.Any]:
     """Make installed packages exactly these files, remove others; all in one transaction, without network.
 
-    `again`: packages that are there already are installed once more, scripts included. `stale`: exact packages that go, from pairs
-    that an interrupted transaction left. `removals`: names that may go although nobody asked; null: any.
+    `removals`: names that may go although nobody asked; null: any.
     """
     import dnf
 
@@ -269,18 +268,11 @@ def apply(request: dict[str, t.Any]) -> dict[str, t.Any]:
     fill(base, online=False)
     installed = base.sack.query().installed()
     for package in base.add_remote_rpms(request["files"], strict=True):
-        there = installed.filter(name=package.name, evr=package.evr, arch=package.arch)
-        if not there:
+        if not installed.filter(name=package.name, evr=package.evr, arch=package.arch):
             base.package_install(package)
-        elif request.get("again"):
-            base.package_reinstall(package)
     for name in request.get("remove", []):
         for package in installed.filter(name=name):
             base.package_remove(package)
-    for name, version, arch in request.get("stale", []):
-        for package in installed.filter(name=name, arch=arch):
-            if package.evr == version:
-                base.package_remove(package)
     plan = resolve(base)
     permitted = request.get("removals")
     surprising = [
