@@ -21,7 +21,7 @@ import pytest
 SANDBOX = Path(__file__).resolve().parents[3] / "molecule/shared/sandbox"
 sys.path.insert(0, str(SANDBOX))
 
-from gpufleet_sandbox import debs, hosts, repository, torch_index, wheels  # noqa: E402
+from gpufleet_sandbox import catalogue, debs, hosts, rpms, torch_index, wheels  # noqa: E402
 from gpufleet_sandbox.machine import apt_sources, debian_mirrors  # noqa: E402
 from gpufleet_sandbox.settings import SandboxError, Settings, load_yaml  # noqa: E402
 
@@ -123,29 +123,80 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr("gpufleet_sandbox.stubs.compile_library", lambda *_arguments, **_options: b"library")
 
 
+def in_repository(file, name):
+    """The packages of one repository, by (name, version)."""
+    found = {made.name: made for made in catalogue.describe(catalogue.FOLDER / f"{file}.yml")}
+    return {(package.name, package.version): package for package in found[name].packages}
+
+
 @pytest.mark.usefixtures("no_compiler")
-def test_every_dependency_of_a_driver_is_in_the_repository():
-    made = repository.packages(load_yaml("nvidia_packages.yml"))
-    provided = {package.name for package in made} | {"python3", "kmod"}
-    for package in made:
+def test_every_dependency_of_a_driver_for_debian_is_in_the_repository():
+    made = in_repository("nvidia-debian", "debian12")
+    provided = {name for name, _version in made} | {"python3", "kmod"}
+    for package in made.values():
         for relation in package.relations.get("Depends", []):
             assert any(word.split(" ")[0] in provided for word in relation.split(" | ")), (package.name, relation)
-    assert "simulated" not in {package.name for package in made}
-    assert all("SIMULATED" in package.description for package in made)
+    assert all("SIMULATED" in package.description for package in made.values())
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_the_newest_branch_has_no_proprietary_modules():
-    made = {
-        (package.name, package.version): package for package in repository.packages(load_yaml("nvidia_packages.yml"))
-    }
+    made = in_repository("nvidia-debian", "debian13")
     newest = made["nvidia-kernel-dkms", "615.71.09-2"]
     assert newest.relations["Depends"] == ["nvidia-kernel-open-dkms (= 615.71.09-2)"]
     assert not newest.files
-    assert (
-        "SANDBOX_FLAVOR=proprietary"
-        in made["nvidia-kernel-dkms", "580.178.04-1"].files["/usr/src/nvidia-580.178.04/dkms.conf"].decode()
+    text = made["nvidia-kernel-dkms", "580.178.04-1"].files["/usr/src/nvidia-580.178.04/dkms.conf"].decode()
+    assert "SANDBOX_FLAVOR=proprietary" in text
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_every_stub_refuses_to_be_installed_anywhere_else():
+    for path in sorted(catalogue.FOLDER.glob("*.yml")):
+        for made in catalogue.describe(path):
+            for package in made.packages:
+                script = package.scripts["preinst" if made.format == "deb" else "pre"]
+                assert "must not be installed anywhere else" in script, package.name
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_ubuntu_names_lose_the_branch_with_590():
+    names = {name for name, version in in_repository("nvidia-ubuntu", "ubuntu2404") if version.startswith("580.")}
+    later = {name for name, version in in_repository("nvidia-ubuntu", "ubuntu2404") if version.startswith("595.")}
+    assert {"nvidia-open-580", "libnvidia-compute-580"} <= names
+    assert not {"nvidia-open", "libnvidia-compute"} & names
+    assert {"nvidia-open", "libnvidia-compute"} <= later
+    assert {branch.partition(".")[0] for _name, branch in in_repository("nvidia-ubuntu", "ubuntu2604")} >= {
+        "595",
+        "610",
+    }
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_module_streams_hold_their_branch_and_flavor_only():
+    found = {made.name: made for made in catalogue.describe(catalogue.FOLDER / "nvidia-el.yml")}
+    streams = {
+        name: {(package.name, package.version) for package in packages}
+        for name, packages in found["rhel9"].streams.items()
+    }
+    assert ("kmod-nvidia-open-dkms", "3:580.178.04-1.el9") in streams["580-open"]
+    assert {name for name, _version in streams["580-open"]}.isdisjoint({"kmod-nvidia-latest-dkms", "cuda-drivers"})
+    assert {name for name, _version in streams["580-dkms"]}.isdisjoint({"kmod-nvidia-open-dkms", "nvidia-open"})
+    assert {version.partition(".")[0] for name, version in streams["580-dkms"]} == {"3:580"}
+    assert ("kmod-nvidia-open-dkms", "3:595.71.05-1.el9") in streams["open-dkms"]
+    assert found["rhel10"].streams == {}
+
+
+def test_an_rpm_is_named_with_its_epoch():
+    package = debs.Package("nvidia-open", "3:580.178.04-1.el9", "noarch", "A stub. SIMULATED")
+    assert rpms.nevra(package) == "nvidia-open-3:580.178.04-1.el9.noarch"
+
+
+def test_packages_that_share_a_path_are_built_apart():
+    one, two, three = (
+        debs.Package(name, "1-1", "noarch", "A stub. SIMULATED", files={path: b""})
+        for name, path in (("a", "/usr/src/x"), ("b", "/usr/src/x"), ("c", "/usr/src/y"))
     )
+    assert rpms.batches([one, two, three]) == [[one, three], [two]]
 
 
 def test_a_package_is_one_that_dpkg_reads(tmp_path):

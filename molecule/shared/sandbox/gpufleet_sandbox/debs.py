@@ -17,7 +17,7 @@ TIME = 1767225600
 
 @dataclass
 class Package:
-    """What goes into one .deb."""
+    """What goes into one package: a .deb, or a .rpm with rpm's names for relations and scripts."""
 
     name: str
     version: str
@@ -30,6 +30,7 @@ class Package:
     links: dict[str, str] = field(default_factory=dict)
     scripts: dict[str, str] = field(default_factory=dict)
     triggers: str = ""
+    maintainer: str = "The gpufleet sandbox <sandbox@gpufleet.test>"
 
     @property
     def filename(self) -> str:
@@ -42,7 +43,7 @@ class Package:
             "Package": self.name,
             "Version": self.version,
             "Architecture": self.architecture,
-            "Maintainer": "The gpufleet sandbox <sandbox@gpufleet.test>",
+            "Maintainer": self.maintainer,
             "Section": "NVIDIA",
             "Priority": "optional",
             **self.fields,

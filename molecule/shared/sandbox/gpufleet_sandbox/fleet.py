@@ -17,19 +17,18 @@ from pathlib import Path
 
 from . import hosts, images, podman, wsl
 from .machine import Mirrors, digest, install_requirements, this_machines_mirrors
-from .repository import build_repository
+from .repository import build_repositories
 from .settings import LABEL, NETWORK, SERVER, SandboxError, Settings, container_name
 from .shell import locked, run, say, step, write_if_changed
 from .torch_index import build_index, have_real
 
-BOOT_LIMIT = 60
+BOOT_LIMIT = 180
 SERVER_SCRIPT = "server.py"
 SERVER_IMAGE = "debian12"
 
 
-def up(settings: Settings, wanted: list[str] | None, only_tiny: bool, fresh: bool) -> None:
+def up(settings: Settings, names: list[str], only_tiny: bool, fresh: bool) -> None:
     """Make the hosts that are missing or outdated, and everything that they need. Quick when all is there."""
-    names = settings.select(wanted)
     install_requirements()
     real = not only_tiny and any(settings.personas[name]["torch"] == "real" for name in names)
     with locked(settings.cache / "lock"):
@@ -39,7 +38,7 @@ def up(settings: Settings, wanted: list[str] | None, only_tiny: bool, fresh: boo
         with ThreadPoolExecutor(max_workers=4) as pool:
             try:
                 index = pool.submit(build_index, settings, real, stop)
-                repository = pool.submit(build_repository, settings)
+                repository = pool.submit(build_repositories, settings)
                 make_hosts(settings, names, mirrors, pool, repository, fresh)
                 index.result()
             except BaseException:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from . import systems
 from .images import archive, simulator_files
 from .settings import Settings
 from .shell import run, write_if_changed
@@ -52,7 +53,13 @@ def hardware(settings: Settings, name: str) -> dict[str, Any]:
         "kernels": persona["kernels"],
         "nouveau": persona.get("nouveau", {"present": False}),
         "wsl": persona.get("wsl"),
+        "packages": systems.of(settings, persona).get("base", []) + persona.get("packages", []),
     }
+
+
+def os_fields(settings: Settings, persona: dict[str, Any]) -> dict[str, str]:
+    """What a stand-in says that it is; nothing where the host is what its image is."""
+    return persona.get("os_release") or systems.of(settings, persona).get("os_release") or {}
 
 
 def os_release(fields: dict[str, str]) -> str:
@@ -75,8 +82,10 @@ def contents(settings: Settings, name: str, extra: dict[str, tuple[bytes, int]])
         f"{KEYS_FOLDER.lstrip('/')}/{USER}": (Path(f"{settings.state}/id_ed25519.pub").read_bytes(), 0o644),
         f"etc/sudoers.d/{USER}": (rule.encode(), 0o440),
     }
-    if persona.get("os_release"):
-        files["etc/os-release"] = (os_release(persona["os_release"]).encode(), 0o644)
+    described = os_fields(settings, persona)
+    if described:
+        files["etc/os-release"] = (os_release(described).encode(), 0o644)
+    files |= systems.files(settings, persona)
     return archive(files | extra)
 
 
@@ -117,7 +126,7 @@ def inventory(settings: Settings, names: list[str], real: bool) -> str:
         variables = {
             "ansible_host": settings.address(name),
             "torch_env_index_base_url": f"{settings.server_url}/{kind}",
-            "nvidia_driver_repository_url": f"{settings.server_url}/nvidia/{persona['image']}/x86_64/",
+            "nvidia_driver_repository_url": f"{settings.server_url}/nvidia/{systems.nvidia_folder(persona)}/x86_64/",
             "gpufleet_note": persona["note"],
             **persona.get("variables", {}),
         }

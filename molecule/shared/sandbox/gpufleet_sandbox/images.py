@@ -16,11 +16,18 @@ from .podman import podman
 from .settings import SANDBOX, SandboxError, Settings
 from .shell import run, step
 
-SUITES = {"debian12": "bookworm", "debian13": "trixie"}
 PACKAGES = (
     "systemd systemd-sysv dbus libpam-systemd openssh-server python3 sudo cron kmod ca-certificates procps iproute2"
     " libpam-modules passwd"
 )
+# Name -> Debian release, and what the image has beside PACKAGES. The hosts for the driver's systems are made of the last three.
+RECIPES = {
+    "debian12": ("bookworm", ""),
+    "debian13": ("trixie", ""),
+    "apt12": ("bookworm", " dpkg-repack unattended-upgrades"),
+    "apt13": ("trixie", " dpkg-repack unattended-upgrades sudo-rs"),
+    "el": ("trixie", " dnf rpm dnf-plugins-core"),
+}
 # Commands that would reach the kernel of the machine below: the sandbox plays them.
 PLAYED = ("modprobe", "rmmod", "insmod", "lsmod")
 SIMULATOR = "/usr/lib/gpufleet-sandbox/simulator.py"
@@ -64,7 +71,8 @@ class Image:
 def image(settings: Settings, name: str, mirrors: Mirrors) -> Image:
     """Name the image that today's recipe and today's mirrors lead to."""
     certificates = [path.read_bytes() for path in local_certificates()]
-    key = digest(PACKAGES, CUSTOMIZE, *mirrors.lines(SUITES[name]), *certificates)
+    suite, more = RECIPES[name]
+    key = digest(PACKAGES + more, CUSTOMIZE, *mirrors.lines(suite), *certificates)
     return Image(name, f"localhost/gpufleet-{name}:{key}", settings.cache / f"rootfs/{name}-{key}.tar")
 
 
@@ -100,12 +108,12 @@ def build(wanted: Image, mirrors: Mirrors) -> None:
     hook = wanted.archive.with_suffix(".hook")
     hook.write_text(f"#!/bin/sh{CUSTOMIZE}")
     hook.chmod(0o755)
-    suite = SUITES[wanted.name]
+    suite, more = RECIPES[wanted.name]
     options = [
         "--mode=root",
         "--variant=minbase",
         "--skip=cleanup/apt/lists",
-        f"--include={PACKAGES.replace(' ', ',')}",
+        f"--include={(PACKAGES + more).replace(' ', ',')}",
     ]
     folder = "/usr/local/share/ca-certificates"
     for path in local_certificates():
@@ -130,6 +138,11 @@ def simulator_files() -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def play_script(name: str) -> bytes:
+    """A command that the simulator plays."""
+    return f'#!/bin/sh\nexec /usr/bin/python3 -I {SIMULATOR} {name} "$@"\n'.encode()
 
 
 def archive(files: dict[str, tuple[bytes, int]]) -> bytes:

@@ -26,6 +26,8 @@ PROGRAMS = {
     "gcc": "gcc",
     "ssh": "openssh-client",
     "dpkg-deb": "dpkg",
+    "rpmbuild": "rpm",
+    "createrepo_c": "createrepo-c",
 }
 FILES = {
     "/usr/lib/podman/netavark": "netavark",

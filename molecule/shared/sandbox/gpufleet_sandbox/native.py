@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .shell import run
 NATIVE = SANDBOX / "native"
 
 
+@functools.cache
 def compile_library(source: str, soname: str, version: str, cuda: int, *, wsl: bool = False) -> bytes:
     """Compile one stub library."""
     with tempfile.TemporaryDirectory() as folder:

@@ -87,13 +87,16 @@ class Settings:
         """The fixed address of a host."""
         return str(self.subnet[11 + list(self.personas).index(name)])
 
-    def select(self, names: list[str] | None) -> list[str]:
-        """The hosts that were asked for, or the default ones, in the order of personas.yml."""
+    def select(self, names: list[str] | None, group: str | None = None) -> list[str]:
+        """The hosts that were asked for by name or group, or the default ones, in the order of personas.yml."""
         unknown = sorted(set(names or []) - set(self.personas))
         if unknown:
             raise SandboxError(f"there is no host {', '.join(unknown)}. The sandbox has: {', '.join(self.personas)}.")
-        if names:
-            return [name for name in self.personas if name in names]
+        if names or group:
+            wanted = {name for name, persona in self.personas.items() if group and persona.get("group") == group}
+            if group and not wanted:
+                raise SandboxError(f"no host is in a group {group!r}.")
+            return [name for name in self.personas if name in wanted or name in (names or [])]
         return [name for name, persona in self.personas.items() if persona.get("default", True)]
 
 

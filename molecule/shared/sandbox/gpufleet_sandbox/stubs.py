@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from .debs import Package
 from .native import compile_library
 
-LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 SIMULATOR = "/usr/lib/gpufleet-sandbox/simulator.py"
 NOTE = "SIMULATED by the gpufleet sandbox"
 
@@ -133,19 +135,51 @@ exec /usr/bin/python3 -I {SIMULATOR} dkms "$@"
 
 DKMS_CONF = """\
 # SIMULATED by the gpufleet sandbox: nothing is compiled.
-PACKAGE_NAME="nvidia"
+PACKAGE_NAME="{name}"
 PACKAGE_VERSION="{version}"
 AUTOINSTALL="yes"
 SANDBOX_FLAVOR={flavor}
 """
 
 
-def _every_kernel(version: str) -> str:
-    """postinst of a DKMS package: build for every kernel whose modules are here, fail if one fails."""
-    return f"""\
+@dataclass(frozen=True)
+class Layout:
+    """Where a family of systems puts things, and how its packages' scripts are called."""
+
+    libraries: str
+    modprobe: str
+    """The file with the driver's module options."""
+    scripts: dict[str, str]
+    """What a script is for -> what this package format calls it."""
+    starts_persistenced: bool = True
+    """Whether the daemon's unit has an [Install] section; Ubuntu's is started by udev."""
+
+
+_DEB = {"before": "preinst", "after": "postinst", "removing": "prerm", "removed": "postrm"}
+_RPM = {"before": "pre", "after": "post", "removing": "preun", "removed": "postun"}
+DEBIAN = Layout("/usr/lib/x86_64-linux-gnu", "/etc/modprobe.d/nvidia.conf", _DEB)
+UBUNTU = Layout(
+    "/usr/lib/x86_64-linux-gnu", "/usr/lib/modprobe.d/nvidia-graphics-drivers.conf", _DEB, starts_persistenced=False
+)
+EL = Layout("/usr/lib64", "/usr/lib/modprobe.d/nvidia.conf", _RPM)
+
+
+def _play(command: str) -> str:
+    return f"/usr/bin/python3 -I {SIMULATOR} {command}"
+
+
+def _build_modules(layout: Layout, name: str, version: str) -> dict[str, str]:
+    """Scripts of a package that brings DKMS modules."""
+    if layout is EL:
+        # As published: for the running kernel only, and a failure is no failure of the transaction.
+        build = f"dkms add -m {name} -v {version} -q --rpm_safe_upgrade || :\n"
+        build += f"dkms build -m {name} -v {version} -q || :\ndkms install -m {name} -v {version} -q --force || :\n"
+        return {"post": build, "preun": f"dkms remove -m {name} -v {version} -q --all --rpm_safe_upgrade || :\n"}
+    return {
+        "postinst": f"""\
 #!/bin/sh
 [ "$1" = configure ] || exit 0
-dkms add -m nvidia -v {version} || exit $?
+dkms add -m {name} -v {version} || exit $?
 status=0
 for folder in /lib/modules/*; do
   kernel=${{folder##*/}}
@@ -153,67 +187,125 @@ for folder in /lib/modules/*; do
     echo "It is likely that $kernel belongs to a chroot's host or has no headers: no module for it" >&2
     continue
   fi
-  dkms install -m nvidia -v {version} -k "$kernel" || status=$?
+  dkms install -m {name} -v {version} -k "$kernel" || status=$?
 done
 exit $status
-"""
-
-
-def _leave(version: str) -> str:
-    """prerm of a DKMS package."""
-    return f"""\
+""",
+        "prerm": f"""\
 #!/bin/sh
 case "$1" in
-  remove|upgrade|deconfigure) dkms remove -m nvidia -v {version} --all || true ;;
+  remove|upgrade|deconfigure) dkms remove -m {name} -v {version} --all || true ;;
 esac
-"""
+""",
+    }
 
 
-SERVICE_ON = """\
+def _service(layout: Layout) -> dict[str, str]:
+    """Scripts of the package with the persistence daemon."""
+    unit = "nvidia-persistenced.service"
+    if layout is EL:
+        on = f"systemctl daemon-reload || :\nsystemctl preset --quiet {unit} || :\n"
+        off = f'if [ "$1" = 0 ]; then systemctl disable --now --quiet {unit} || :; fi\n'
+        return {"post": f"if [ -d /run/systemd/system ]; then\n{on}fi\n", "preun": off}
+    enable = f"systemctl enable --quiet {unit} || true\n  " if layout.starts_persistenced else ""
+    return {
+        "postinst": f"""\
 #!/bin/sh
 if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
   systemctl daemon-reload || true
-  systemctl enable --quiet nvidia-persistenced.service || true
-  systemctl restart nvidia-persistenced.service || true
+  {enable}systemctl restart {unit} || true
 fi
-"""
-SERVICE_OFF = """\
+""",
+        "prerm": f"""\
 #!/bin/sh
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-  systemctl disable --now --quiet nvidia-persistenced.service || true
+  systemctl disable --now --quiet {unit} || true
 fi
+""",
+    }
+
+
+def _kernel(layout: Layout, what: str, release: str) -> dict[str, str]:
+    """Scripts of a package with a kernel or its headers: the files come from the simulator, as for the first kernel."""
+    add, remove = f"{_play(f'kernel add-{what}')} {release}\n", f"{_play(f'kernel remove-{what}')} {release} || :\n"
+    if layout is EL:
+        return {"post": add, "postun": remove}
+    return {
+        "postinst": f'#!/bin/sh\nset -e\n[ "$1" = configure ] || exit 0\n{add}',
+        "postrm": f'#!/bin/sh\n[ "$1" = remove ] || exit 0\n{remove}',
+    }
+
+
+EPEL = """\
+[epel]
+name=Extra Packages for Enterprise Linux {major} (SIMULATED by the gpufleet sandbox)
+baseurl=http://$sandbox/el/{major}/EPEL/
+enabled=1
+gpgcheck=1
+gpgkey=http://$sandbox/nvidia/repository.asc
 """
 
 
-def fill(package: Package, kind: str | None, version: str, cuda: int) -> None:
-    """Put the stub content of this kind into a package."""
+def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, Any], cuda: int) -> None:
+    """Put the stub content of these kinds into a package. Whatever it is, it installs on sandbox hosts only."""
+    version = words["v"]
+    before = ONLY_HERE if layout is not EL else ONLY_HERE.partition("\n")[2]
+    package.scripts[layout.scripts["before"]] = before
 
     def library(source: str, name: str) -> None:
-        package.files[f"{LIBRARIES}/{name}.so.{version}"] = compile_library(source, f"{name}.so.1", version, cuda)
-        package.links[f"{LIBRARIES}/{name}.so.1"] = f"{name}.so.{version}"
-        package.triggers = "activate-noawait ldconfig\n"
+        content = compile_library(source, f"{name}.so.1", version, cuda)
+        package.files[f"{layout.libraries}/{name}.so.{version}"] = content
+        package.links[f"{layout.libraries}/{name}.so.1"] = f"{name}.so.{version}"
+        if layout is EL:
+            package.scripts |= {"post": "/sbin/ldconfig\n", "postun": "/sbin/ldconfig\n"}
+        else:
+            package.triggers = "activate-noawait ldconfig\n"
 
-    if kind == "nvidia_smi":
-        package.programs["/usr/bin/nvidia-smi"] = NVIDIA_SMI.encode()
-    elif kind in ("open_modules", "proprietary_modules"):
-        flavor = kind.partition("_")[0]
-        text = DKMS_CONF.format(version=version, flavor=flavor)
-        package.files[f"/usr/src/nvidia-{version}/dkms.conf"] = text.encode()
-        package.scripts |= {"preinst": ONLY_HERE, "postinst": _every_kernel(version), "prerm": _leave(version)}
-    elif kind == "modprobe_configuration":
-        package.files["/etc/modprobe.d/nvidia.conf"] = MODPROBE.encode()
-    elif kind == "libcuda":
-        library("cuda.c", "libcuda")
-    elif kind == "libnvidia_ml":
-        library("nvml.c", "libnvidia-ml")
-    elif kind == "libnvidia_ptxjitcompiler":
-        library("empty.c", "libnvidia-ptxjitcompiler")
-    elif kind == "firmware":
-        for name in ("gsp_ga10x.bin", "gsp_tu10x.bin"):
-            package.files[f"/usr/lib/firmware/nvidia/{version}/{name}"] = f"{NOTE}\n".encode()
-    elif kind == "persistence_daemon":
-        package.programs["/usr/bin/nvidia-persistenced"] = DAEMON.encode()
-        package.files["/usr/lib/systemd/system/nvidia-persistenced.service"] = UNIT.encode()
-        package.scripts |= {"postinst": SERVICE_ON, "prerm": SERVICE_OFF}
-    elif kind is not None:
-        raise ValueError(f"nvidia_packages.yml names the content {kind!r}, which stubs.py does not know")
+    for kind in kinds:
+        if kind == "nvidia_smi":
+            package.programs["/usr/bin/nvidia-smi"] = NVIDIA_SMI.encode()
+        elif kind in ("open_modules", "proprietary_modules", "open_source", "proprietary_source"):
+            flavor, _, part = kind.partition("_")
+            text = DKMS_CONF.format(version=version, flavor=flavor, name="nvidia")
+            package.files[f"/usr/src/nvidia-{version}/dkms.conf"] = text.encode()
+            if part == "modules":
+                package.scripts |= _build_modules(layout, "nvidia", version)
+        elif kind == "dkms_hook":
+            package.scripts |= _build_modules(layout, "nvidia", version)
+        elif kind == "modprobe_configuration":
+            package.files[layout.modprobe] = MODPROBE.encode()
+        elif kind == "libcuda":
+            library("cuda.c", "libcuda")
+        elif kind == "libnvidia_ml":
+            library("nvml.c", "libnvidia-ml")
+        elif kind == "libnvidia_ptxjitcompiler":
+            library("empty.c", "libnvidia-ptxjitcompiler")
+        elif kind == "firmware":
+            for name in ("gsp_ga10x.bin", "gsp_tu10x.bin"):
+                package.files[f"/usr/lib/firmware/nvidia/{version}/{name}"] = f"{NOTE}\n".encode()
+        elif kind == "persistence_daemon":
+            package.programs["/usr/bin/nvidia-persistenced"] = DAEMON.encode()
+            unit = UNIT if layout.starts_persistenced else UNIT.partition("\n[Install]")[0]
+            package.files["/usr/lib/systemd/system/nvidia-persistenced.service"] = unit.encode()
+            package.scripts |= _service(layout)
+        elif kind == "dkms":
+            package.programs["/usr/sbin/dkms"] = DKMS.encode()
+        elif kind in ("kernel", "kernel_headers"):
+            release = f"{words['k']}.x86_64" if layout is EL else words["k"]
+            package.scripts |= _kernel(layout, kind.removeprefix("kernel_"), release)
+        elif kind == "pin_file":
+            package.files["/etc/apt/preferences.d/nvidia-driver-pin"] = pin_file(words["pattern"]).encode()
+        elif kind == "epel":
+            text = EPEL.format(major=words["tag"].removeprefix("el"))
+            package.files["/etc/yum.repos.d/epel.repo"] = text.encode()
+        else:
+            raise ValueError(f"a file in packages/ names the content {kind!r}, which stubs.py does not know")
+
+
+def pin_file(pattern: str) -> str:
+    """/etc/apt/preferences.d/nvidia-driver-pin of a pinning package."""
+    groups = (
+        "cuda-drivers* src:nvidia-open*:any",
+        "nvidia-* libnvidia-* libcuda1 libcudadebugger1 libxnvctrl0 firmware-nvidia-gsp xserver-xorg-video-nvidia*",
+    )
+    return "\n".join(f"Package: {group}\nPin: version {pattern}\nPin-Priority: 1000\n" for group in groups)

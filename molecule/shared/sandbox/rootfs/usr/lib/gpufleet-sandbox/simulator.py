@@ -4,8 +4,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a container of the test fleet does not have, simulated: PCI GPUs, kernels, kernel modules, DKMS, the initramfs.
 
-Installed in the images of the test fleet only. The first argument is the command to play (init, modprobe, rmmod, insmod,
-lsmod, update-initramfs, dkms, gpu); /etc/gpufleet-sandbox/host.json says what hardware this host pretends to have.
+Installed in the images of the test fleet only. The first argument is the command to play (main() lists them);
+/etc/gpufleet-sandbox/host.json says what hardware this host pretends to have.
 
 The rules that a real host has and that a role can get wrong are kept:
 - loaded modules are lost on a reboot; what loads then is decided by the initramfs as it was last rebuilt;
@@ -17,6 +17,7 @@ The rules that a real host has and that a role can get wrong are kept:
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import json
 import lzma
 import os
@@ -35,7 +36,34 @@ PCI_DRIVERS = STATE / "pci-drivers"
 SYS_MODULE = STATE / "sys-module"
 PROC_DRIVER = STATE / "proc-driver"
 DKMS_TREE = Path("/var/lib/dkms")
-DKMS_MODULES = ("nvidia", "nvidia-modeset", "nvidia-drm", "nvidia-uvm", "nvidia-peermem")
+DKMS_MODULES = ("", "-modeset", "-drm", "-uvm", "-peermem")
+"""What follows nvidia in the names of the driver's modules."""
+DKMS_OPTIONS = (
+    "-m",
+    "--module",
+    "-v",
+    "--version",
+    "-k",
+    "--kernelver",
+    "-a",
+    "--arch",
+    "-c",
+    "--sourcetree",
+    "--dkmstree",
+    "-j",
+)
+# What the compiler said of 550.163.01 on Linux 6.12.107, where the kernel had got a new argument.
+COMPILER = """\
+make -j2 KERNEL_UNAME={kernel} modules
+  CC [M]  {folder}/nvidia/nv-pci.o
+{folder}/nvidia/nv-pci.c: In function 'nv_resize_pcie_bars':
+{folder}/nvidia/nv-pci.c:212:9: error: too few arguments to function 'pci_resize_resource'
+  212 |     r = pci_resize_resource(pci_dev, NV_GPU_BAR1, requested_size);
+      |         ^~~~~~~~~~~~~~~~~~~
+make[4]: *** [/usr/src/linux-headers-{kernel}/scripts/Makefile.build:249: {folder}/nvidia/nv-pci.o] Error 1
+make[3]: *** [/usr/src/linux-headers-{kernel}/Makefile:1991: {folder}] Error 2
+make: *** [Makefile:115: modules] Error 2
+"""
 NEEDS = {
     "nvidia_modeset": ("nvidia",),
     "nvidia_drm": ("nvidia_modeset",),
@@ -62,8 +90,29 @@ def host() -> dict:
 
 
 def running() -> str:
-    """The release of the kernel that really runs."""
+    """The release of the kernel that runs: the machine's, or the one that this host pretends to have booted."""
     return os.uname().release
+
+
+def enterprise_linux() -> bool:
+    """Whether this host stands in for RHEL or a rebuild of it."""
+    return os.path.exists("/etc/redhat-release")
+
+
+def initramfs_path(kernel: str) -> Path:
+    """Where a kernel's initramfs is."""
+    return Path(f"/boot/initramfs-{kernel}.img" if enterprise_linux() else f"/boot/initrd.img-{kernel}")
+
+
+def kernels_in_boot() -> list[str]:
+    """Releases of the kernels in /boot, the newest first."""
+    found = (path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*"))
+
+    def numbers(release: str) -> list[tuple[int, int, str]]:
+        parts = re.findall(r"\d+|\D+", release)
+        return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
+
+    return sorted(found, key=numbers, reverse=True)
 
 
 def module_folder(kernel: str) -> Path:
@@ -133,9 +182,8 @@ def depmod(kernel: str) -> None:
     subprocess.run(["/sbin/depmod", kernel], check=True)
 
 
-def prepare_kernel(kernel: dict) -> None:
+def add_kernel(release: str) -> None:
     """Make the files that a kernel package would install."""
-    release = kernel["release"]
     folder = module_folder(release)
     nouveau = folder / "kernel/drivers/gpu/drm/nouveau"
     nouveau.mkdir(parents=True, exist_ok=True)
@@ -144,32 +192,174 @@ def prepare_kernel(kernel: dict) -> None:
         (folder / name).write_text("")
     for name in ("vmlinuz", "config", "System.map"):
         Path(f"/boot/{name}-{release}").write_text(f"{LABEL}\n")
-    if kernel.get("headers", True):
-        headers = Path("/usr/src") / f"linux-headers-{release}"
-        (headers / "include/config").mkdir(parents=True, exist_ok=True)
-        (headers / "include/config/kernel.release").write_text(f"{release}\n")
-        (headers / "Makefile").write_text(f"# {LABEL}\n")
-        for link in ("build", "source"):
-            (folder / link).unlink(missing_ok=True)
-            (folder / link).symlink_to(headers)
     depmod(release)
+
+
+def headers_folder(release: str) -> Path:
+    """Where a kernel's headers are."""
+    return Path(f"/usr/src/kernels/{release}" if enterprise_linux() else f"/usr/src/linux-headers-{release}")
+
+
+def add_headers(release: str) -> None:
+    """Make the files that a package with a kernel's headers would install."""
+    headers, folder = headers_folder(release), module_folder(release)
+    (headers / "include/config").mkdir(parents=True, exist_ok=True)
+    (headers / "include/config/kernel.release").write_text(f"{release}\n")
+    (headers / "Makefile").write_text(f"# {LABEL}\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for link in ("build", "source"):
+        (folder / link).unlink(missing_ok=True)
+        (folder / link).symlink_to(headers)
+
+
+def kernel(arguments: list[str]) -> None:
+    """kernel add-kernel|add-headers|remove-kernel|remove-headers RELEASE: what scripts of kernel packages do."""
+    what, release = arguments
+    if what == "add-kernel":
+        add_kernel(release)
+        write_initramfs(release)
+        boot_entry(release)
+    elif what == "add-headers":
+        add_headers(release)
+    elif what == "remove-headers":
+        shutil.rmtree(headers_folder(release), ignore_errors=True)
+        for link in ("build", "source"):
+            (module_folder(release) / link).unlink(missing_ok=True)
+    elif what == "remove-kernel":
+        for path in (*Path("/boot").glob(f"*-{release}"), initramfs_path(release)):
+            path.unlink(missing_ok=True)
+        for path in Path("/boot/loader/entries").glob(f"*-{release}.conf"):
+            path.unlink()
+        shutil.rmtree(module_folder(release) / "kernel", ignore_errors=True)
+    if what.startswith("add-") and (module_folder(release) / "build").exists() and shutil.which("dkms"):
+        # Debian's hook fails the package when a build fails, RHEL's says so and goes on.
+        try:
+            dkms(["autoinstall", "-k", release])
+        except Refused:
+            if not enterprise_linux():
+                raise
+
+
+def boot_entry(release: str) -> None:
+    """The boot loader's entry of a kernel, on RHEL: it becomes the default, as UPDATEDEFAULT=yes has it."""
+    if not enterprise_linux():
+        return
+    name = f"{Path('/etc/machine-id').read_text().strip() or '0' * 32}-{release}"
+    text = f"title {LABEL} ({release})\nversion {release}\nlinux /vmlinuz-{release}\ninitrd /initramfs-{release}.img\n"
+    write_tree(Path("/boot/loader/entries"), {f"{name}.conf": f"{text}options root=/dev/vda1 ro rhgb quiet"})
+    set_default_kernel(name)
+
+
+def set_default_kernel(entry: str) -> None:
+    """Note which entry GRUB boots."""
+    folder = Path("/boot/grub2" if enterprise_linux() else "/boot/grub")
+    write_tree(folder, {"grubenv": f"# GRUB Environment Block\nsaved_entry={entry}"})
+
+
+def default_kernel() -> str:
+    """The kernel that boots next: the saved one where GRUB_DEFAULT=saved, else the newest."""
+    kernels = kernels_in_boot()
+    settings = Path("/etc/default/grub")
+    chosen = (
+        re.findall(r"^GRUB_DEFAULT=[\"']?([^\"'\n]*)", settings.read_text(), re.MULTILINE) if settings.exists() else []
+    )
+    wanted = chosen[-1] if chosen else "0"
+    if wanted == "saved":
+        environment = Path("/boot/grub2/grubenv" if enterprise_linux() else "/boot/grub/grubenv")
+        saved = re.findall(r"^saved_entry=(.*)$", environment.read_text() if environment.exists() else "", re.MULTILINE)
+        wanted = saved[-1] if saved else "0"
+    named = [release for release in kernels if release in wanted]
+    return max(named, key=len) if named else kernels[0]
+
+
+def grubby(arguments: list[str]) -> None:
+    """grubby --default-kernel | --set-default PATH | --info PATH|ALL | --update-kernel PATH|ALL --args A --remove-args A."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    entries = {path.stem.partition("-")[2]: path for path in sorted(Path("/boot/loader/entries").glob("*.conf"))}
+
+    def after(option: str) -> str:
+        return words[words.index(option) + 1] if option in words else ""
+
+    if "--default-kernel" in words:
+        print(f"/boot/vmlinuz-{default_kernel()}")
+    elif "--set-default" in words:
+        release = after("--set-default").partition("vmlinuz-")[2]
+        if release not in entries:
+            raise Refused(f"The param {after('--set-default')} is incorrect")
+        set_default_kernel(entries[release].stem)
+        print(f"The default is {entries[release]} with index 0 and kernel /boot/vmlinuz-{release}")
+    elif "--info" in words:
+        for index, (release, path) in enumerate(entries.items()):
+            if after("--info") in ("ALL", f"/boot/vmlinuz-{release}"):
+                options = re.search(r"^options (.*)$", path.read_text(), re.MULTILINE)[1]
+                print(f'index={index}\nkernel="/boot/vmlinuz-{release}"\nargs="{options}"\nid="{path.stem}"')
+    elif "--update-kernel" in words:
+        for release, path in entries.items():
+            if after("--update-kernel") in ("ALL", f"/boot/vmlinuz-{release}"):
+                head, _, options = path.read_text().strip().rpartition("\noptions ")
+                kept = [word for word in options.split() if word not in after("--remove-args").split()]
+                kept += [word for word in after("--args").split() if word not in kept]
+                path.write_text(f"{head}\noptions {' '.join(kept)}\n")
+    else:
+        raise Refused(f"grubby: not simulated: {' '.join(arguments)}")
+
+
+def install_packages(names: list[str]) -> None:
+    """Give a fresh host its packages: kernels among them, whose scripts come back to us."""
+    if enterprise_linux():
+        command = [["dnf", "--assumeyes", "--quiet", "install", *names]]
+    else:
+        command = [["apt-get", "-qq", "update"], ["apt-get", "-qq", "--yes", "install", *names]]
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    for words in command:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=quiet, check=False)
+        if done.returncode != 0:
+            raise Refused(f"{' '.join(words)}: {done.stderr[-1500:]}")
+
+
+def hide_debian() -> None:
+    """A stand-in for RHEL has rpm and dnf only: Debian's tools and databases go out of sight."""
+    aside = Path("/usr/lib/gpufleet-sandbox/debian")
+    aside.mkdir(parents=True, exist_ok=True)
+    # system_upgrade needs a Python module that the image does not have, and complains in every call of dnf.
+    others = ("/usr/sbin/update-initramfs", "/usr/lib/python3/dist-packages/dnf-plugins/system_upgrade.py")
+    for path in (*Path("/usr/bin").glob("apt*"), *Path("/usr/bin").glob("dpkg*"), *map(Path, others)):
+        if path.exists():
+            shutil.move(path, aside / path.name)
+    for path in (Path("/var/lib/dpkg"), Path("/etc/apt"), Path("/var/lib/apt"), Path("/etc/debian_version")):
+        if path.exists():
+            shutil.move(path, aside / str(path)[1:].replace("/", "-"))
 
 
 def prepare() -> None:
     """Turn a fresh container into the host that host.json describes. Runs once, at the first boot."""
     described = host()
-    for kernel in described["kernels"]:
-        kernel["release"] = kernel["release"].replace("@running", running())
+    kernels = described["kernels"]
+    pretends = bool(kernels) and kernels[0]["release"] != "@running"
+    if pretends:
+        (STATE / "osrelease").write_text(f"{kernels[0]['release']}\n")
     subprocess.run(["/sbin/ldconfig"], check=True)
+    Path("/lib/modules").mkdir(exist_ok=True)
+    if enterprise_linux():
+        hide_debian()
+    if pretends:
+        settings = "GRUB_DEFAULT=saved\nGRUB_ENABLE_BLSCFG=true" if enterprise_linux() else "GRUB_DEFAULT=0"
+        write_tree(Path("/etc/default"), {"grub": settings})
+        Path("/boot/grub2" if enterprise_linux() else "/boot/grub").mkdir(parents=True, exist_ok=True)
+    if described.get("packages"):
+        install_packages(described["packages"])
     if described.get("wsl"):
         return
-    for kernel in described["kernels"]:
-        prepare_kernel(kernel)
-    for link, name in (("/vmlinuz", "vmlinuz"), ("/initrd.img", "initrd.img")):
+    for item in kernels if not pretends else []:
+        release = item["release"].replace("@running", running())
+        add_kernel(release)
+        if item.get("headers", True):
+            add_headers(release)
+        write_initramfs(release)
+    newest = kernels_in_boot()[0] if pretends else running()
+    for link, name in (("/vmlinuz", f"vmlinuz-{newest}"), ("/initrd.img", initramfs_path(newest).name)):
         Path(link).unlink(missing_ok=True)
-        Path(link).symlink_to(f"boot/{name}-{described['kernels'][0]['release']}")
-    for kernel in described["kernels"]:
-        write_initramfs(kernel["release"])
+        Path(link).symlink_to(f"boot/{name}")
 
 
 # -- the initramfs ----------------------------------------------------------------------------------------------------
@@ -184,17 +374,58 @@ def blocked_modules() -> list[str]:
     return sorted(name.replace("-", "_") for name in found)
 
 
-def write_initramfs(kernel: str) -> None:
+def write_initramfs(kernel: str, path: Path | None = None) -> None:
     """Rebuild one initramfs: what matters of it here is the block list that it was built with."""
-    path = Path(f"/boot/initrd.img-{kernel}")
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps({"note": LABEL, "blocked": blocked_modules()}) + "\n")
+    path = path or initramfs_path(kernel)
+    new = path.with_name(f"{path.name}.new")
+    files = sorted(modprobe_files())
+    nouveau = host()["nouveau"].get("present", False)
+    if nouveau:
+        files.append(f"usr/lib/modules/{kernel}/kernel/drivers/gpu/drm/nouveau/nouveau.ko")
+    content = {"note": LABEL, "kernel": kernel, "blocked": blocked_modules(), "files": files}
+    new.write_text(json.dumps(content) + "\n")
     new.replace(path)
+
+
+def modprobe_files() -> list[str]:
+    """The files of modprobe.d that an initramfs gets."""
+    folders = (Path("/etc/modprobe.d"), Path("/usr/lib/modprobe.d"))
+    return [str(path)[1:] for folder in folders for path in folder.glob("*.conf")]
+
+
+def list_initramfs(arguments: list[str]) -> None:
+    """lsinitramfs FILE... and lsinitrd [FILE] [-k RELEASE]: the names of the files inside."""
+    images = [Path(argument) for argument in arguments if argument.startswith("/")]
+    if "-k" in arguments:
+        images = [initramfs_path(arguments[arguments.index("-k") + 1])]
+    for image in images or [initramfs_path(running())]:
+        if not image.exists():
+            raise Refused(f"{image}: No such file or directory")
+        for name in json.loads(image.read_text())["files"]:
+            print(f"-rw-r--r--   1 root     root         1024 Jan  1  2026 {name}" if enterprise_linux() else name)
+
+
+def dracut(arguments: list[str]) -> None:
+    """dracut [--force] [IMAGE [RELEASE]] | --kver RELEASE | --regenerate-all."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    release = words[words.index("--kver") + 1] if "--kver" in words else ""
+    names = [word for word in words if not word.startswith("-") and word != release]
+    image = Path(names[0]) if names else None
+    if len(names) > 1:
+        release = names[1]
+    force = any(word in ("-f", "--force") for word in words)
+    for kernel in kernels_in_boot() if "--regenerate-all" in words else [release or running()]:
+        target = image or initramfs_path(kernel)
+        if not module_folder(kernel).is_dir():
+            raise Refused(f"dracut: Cannot find module directory /lib/modules/{kernel}/")
+        if target.exists() and not force:
+            raise Refused(f"dracut: Will not override existing initramfs ({target}) without --force")
+        write_initramfs(kernel, target)
 
 
 def update_initramfs(arguments: list[str]) -> None:
     """update-initramfs -c|-u|-d [-k VERSION|all]."""
-    kernels = sorted(path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*"))
+    kernels = kernels_in_boot()
     action, wanted = "", running()
     rest = iter(arguments)
     for argument in rest:
@@ -311,11 +542,21 @@ def set_loaded(names: list[str]) -> None:
     (STATE / "loaded").write_text("".join(f"{name}\n" for name in names))
 
 
+def aliased(name: str) -> str:
+    """The module that a name stands for: Debian's own packages make nvidia mean nvidia-current."""
+    for path in sorted(Path("/etc/modprobe.d").glob("nvidia*.conf")):
+        plain = re.escape(name).replace("_", "[-_]")
+        match = re.search(rf"^\s*alias\s+{plain}\s+(\S+)", path.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1]
+    return name
+
+
 def find_module(name: str, kernel: str) -> Path | None:
-    """The file of a module for a kernel; updates/ goes before kernel/, as depmod's default says."""
-    wanted = re.compile(re.escape(name.replace("_", "-")).replace(r"\-", "[-_]") + r"\.ko(\.xz)?$")
+    """The file of a module for a kernel; updates/ and extra/ go before kernel/, as depmod is told to look."""
+    wanted = re.compile(re.escape(aliased(name).replace("_", "-")).replace(r"\-", "[-_]") + r"\.ko(\.xz)?$")
     files = [path for path in module_folder(kernel).rglob("*.ko*") if wanted.match(path.name)]
-    return min(files, key=lambda path: "updates" not in path.parts, default=None)
+    return min(files, key=lambda path: not {"updates", "extra"} & set(path.parts), default=None)
 
 
 def read_modinfo(path: Path) -> dict[str, str]:
@@ -490,114 +731,182 @@ def gpu(arguments: list[str]) -> None:
 # -- DKMS -------------------------------------------------------------------------------------------------------------
 
 
-def dkms_built(version: str, kernel: str) -> bool:
-    return (DKMS_TREE / "nvidia" / version / kernel / "x86_64/module/nvidia.ko.xz").exists()
+class Build:
+    """One version of one DKMS module: where its source is, and the tree in which it is built."""
 
+    def __init__(self, name: str, version: str, sources: Path, tree: Path) -> None:
+        self.name, self.version = name, version
+        self.source = sources / f"{name}-{version}"
+        self.folder = tree / name / version
 
-def dkms_versions() -> list[str]:
-    """Versions of the one DKMS module that the simulated repository has."""
-    return sorted(path.parent.name for path in (DKMS_TREE / "nvidia").glob("*/source"))
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
 
+    def modules(self) -> dict[str, str]:
+        """File name -> name in the kernel: Debian's own packages rename the files."""
+        return {f"{self.name}{part}": f"nvidia{part}" for part in DKMS_MODULES}
 
-def dkms_install(version: str, kernel: str) -> None:
-    """Build and install the modules for one kernel, as far as modinfo and modprobe can tell."""
-    source = Path("/usr/src") / f"nvidia-{version}"
-    if not (source / "dkms.conf").exists():
-        raise Refused(f"Error! Could not find module source directory.\nDirectory: {source} does not exist.", 2)
-    built = DKMS_TREE / "nvidia" / version
-    built.mkdir(parents=True, exist_ok=True)
-    if not (built / "source").is_symlink():
-        (built / "source").symlink_to(source)
-    if not (module_folder(kernel) / "build/Makefile").exists():
-        raise Refused(
-            f"Error! Your kernel headers for kernel {kernel} cannot be found at /lib/modules/{kernel}/build or"
-            f" /lib/modules/{kernel}/source.\nPlease install the linux-headers-{kernel} package or use the --kernelsourcedir"
-            " option to tell DKMS where it's located.",
-            21,
-        )
-    print(f"Building module(s) nvidia/{version} for kernel {kernel} ({LABEL})... ", end="")
-    log = built / "build/make.log"
-    log.parent.mkdir(exist_ok=True)
-    if (module_folder(kernel) / "SIMULATE_DKMS_FAILURE").exists():
-        log.write_text(f"{LABEL}\nnv-pci.c:212: error: too few arguments to function 'pci_resize_resource'\n")
-        print("failed!")
-        raise Refused(
-            f"Error! Bad return status for module build on kernel: {kernel} (x86_64)\nConsult {log} for more information.",
-            10,
-        )
-    log.write_text(f"{LABEL}\n")
-    flavor = re.search(r"^SANDBOX_FLAVOR=(\w+)", (source / "dkms.conf").read_text(), re.MULTILINE)[1]
-    folder = built / kernel / "x86_64/module"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = module_folder(kernel) / "updates/dkms"
-    target.mkdir(parents=True, exist_ok=True)
-    for name in DKMS_MODULES:
-        data = lzma.compress(elf_module(modinfo_fields(name, kernel, flavor, version)), preset=0)
-        (folder / f"{name}.ko.xz").write_bytes(data)
-        (target / f"{name}.ko.xz").write_bytes(data)
-    depmod(kernel)
-    print("done.")
+    def built(self, kernel: str) -> Path:
+        """Where the modules for a kernel are after a build."""
+        return self.folder / kernel / "x86_64/module"
 
+    def is_built(self, kernel: str) -> bool:
+        return (self.built(kernel) / f"{self.name}.ko.xz").exists()
 
-def dkms_remove(version: str, kernel: str) -> None:
-    """Take one version's modules away from one kernel."""
-    shutil.rmtree(DKMS_TREE / "nvidia" / version / kernel, ignore_errors=True)
-    for name in DKMS_MODULES:
-        path = module_folder(kernel) / "updates/dkms" / f"{name}.ko.xz"
-        if path.exists() and read_modinfo(path)["version"] == version:
-            path.unlink()
-    if module_folder(kernel).is_dir():
+    def targets(self, kernel: str) -> list[Path]:
+        """Where modprobe finds them."""
+        place = module_folder(kernel) / ("extra" if enterprise_linux() else "updates/dkms")
+        return [place / f"{name}.ko.xz" for name in self.modules()]
+
+    def is_installed(self, kernel: str) -> bool:
+        path = self.targets(kernel)[0]
+        return self.is_built(kernel) and path.exists() and read_modinfo(path)["version"] == self.version
+
+    def add(self) -> None:
+        """Make the tree know the source."""
+        if not (self.source / "dkms.conf").exists():
+            raise Refused(
+                f"Error! Could not find module source directory.\nDirectory: {self.source} does not exist.", 2
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "source").is_symlink():
+            (self.folder / "source").symlink_to(self.source)
+
+    def build(self, kernel: str) -> None:
+        """Build for one kernel, as far as anybody can tell; nothing outside the tree changes."""
+        self.add()
+        if not (module_folder(kernel) / "build/Makefile").exists():
+            raise Refused(
+                f"Error! Your kernel headers for kernel {kernel} cannot be found at /lib/modules/{kernel}/build or"
+                f" /lib/modules/{kernel}/source.\nPlease install the linux-headers-{kernel} package or use the"
+                " --kernelsourcedir option to tell DKMS where it's located.",
+                21,
+            )
+        print(f"Building module(s) {self} for kernel {kernel} ({LABEL})... ", end="", flush=True)
+        log = self.folder / "build/make.log"
+        log.parent.mkdir(exist_ok=True)
+        head = f"DKMS ({LABEL}) make.log for {self} for kernel {kernel} (x86_64)\n"
+        if self.fails(kernel):
+            log.write_text(head + COMPILER.format(folder=log.parent, kernel=kernel))
+            print("(bad exit status: 2)\nFailed command:\nmake -j2 modules")
+            raise Refused(
+                f"\nError! Bad return status for module build on kernel: {kernel} (x86_64)\nConsult {log} for more information.",
+                10,
+            )
+        log.write_text(f"{head}make: nothing is compiled here\n")
+        flavor = re.search(r"^SANDBOX_FLAVOR=(\w+)", (self.source / "dkms.conf").read_text(), re.MULTILINE)[1]
+        self.built(kernel).mkdir(parents=True, exist_ok=True)
+        for file, name in self.modules().items():
+            data = elf_module(modinfo_fields(name, kernel, flavor, self.version))
+            (self.built(kernel) / f"{file}.ko.xz").write_bytes(lzma.compress(data, preset=0))
+        print("done.")
+
+    def fails(self, kernel: str) -> bool:
+        """Whether a test asked for a failure: the marker is empty, or holds the versions that do not compile (595.*)."""
+        marker = module_folder(kernel) / "SIMULATE_DKMS_FAILURE"
+        if not marker.exists():
+            return False
+        patterns = marker.read_text().split()
+        return not patterns or any(fnmatch.fnmatch(self.version, pattern) for pattern in patterns)
+
+    def install(self, kernel: str) -> None:
+        """Put built modules where modprobe finds them."""
+        if not self.is_built(kernel):
+            self.build(kernel)
+        for path in self.targets(kernel):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(".new")
+            shutil.copyfile(self.built(kernel) / path.name, new)
+            new.replace(path)
         depmod(kernel)
+
+    def uninstall(self, kernel: str) -> None:
+        """Take this version's modules away from one kernel."""
+        for path in self.targets(kernel):
+            if path.exists() and read_modinfo(path)["version"] == self.version:
+                path.unlink()
+        if module_folder(kernel).is_dir():
+            depmod(kernel)
+
+    def remove(self, kernels: list[str]) -> None:
+        """Forget what was built for these kernels; nothing left to remember, nothing left of the version."""
+        for kernel in kernels:
+            self.uninstall(kernel)
+            shutil.rmtree(self.folder / kernel, ignore_errors=True)
+        if not any(path.is_dir() and path.name not in ("source", "build") for path in self.folder.glob("*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def dkms(arguments: list[str]) -> None:
-    """dkms status|add|build|install|autoinstall|remove [-m M] [-v V] [-k K|--all] [M/V]."""
+    """dkms status|add|build|install|autoinstall|uninstall|unbuild|remove [-m M] [-v V] [-k K|--all] [M/V]."""
     if not arguments or arguments[0] in ("-V", "--version"):
         print("dkms-3.3.0")
         return
     command, rest = arguments[0], iter(arguments[1:])
-    version, kernels, every = "", [], False
+    name, version, kernels, sources, tree = "", "", [], Path("/usr/src"), DKMS_TREE
+    every = force = False
     for argument in rest:
-        name, has_value, value = argument.partition("=")
-        if name in ("-m", "--module", "-v", "--version", "-k", "--kernelver", "-a", "--arch", "-c"):
+        option, has_value, value = argument.partition("=")
+        if option in DKMS_OPTIONS:
             value = value if has_value else next(rest, "")
-            if name in ("-m", "--module"):
-                version = value.partition("/")[2] or version
-            elif name in ("-v", "--version"):
+            if option in ("-m", "--module"):
+                name, _, given = value.partition("/")
+                version = given or version
+            elif option in ("-v", "--version"):
                 version = value
-            elif name in ("-k", "--kernelver"):
+            elif option in ("-k", "--kernelver"):
                 kernels.append(value.partition("/")[0])
-        elif name == "--all":
+            elif option == "--sourcetree":
+                sources = Path(value)
+            elif option == "--dkmstree":
+                tree = Path(value)
+        elif option == "--all":
             every = True
-        elif not name.startswith("-"):
-            version = name.partition("/")[2] or version
+        elif option == "--force":
+            force = True
+        elif not option.startswith("-"):
+            name, _, given = option.partition("/")
+            version = given or version
+    known = [
+        Build(path.parent.parent.name, path.parent.name, sources, tree)
+        for path in sorted(tree.glob("nvidia*/*/source"))
+    ]
+    chosen = [item for item in known if name in ("", item.name) and version in ("", item.version)]
     present = sorted(path.name for path in Path("/lib/modules").iterdir() if path.is_dir())
     if command == "status":
-        for item in [version] if version else dkms_versions():
-            done = [kernel for kernel in (kernels or present) if dkms_built(item, kernel)]
-            for kernel in done:
-                print(f"nvidia/{item}, {kernel}, x86_64: installed")
-            if not done and item in dkms_versions():
-                print(f"nvidia/{item}: added")
-    elif command == "add":
-        folder = DKMS_TREE / "nvidia" / version
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "source").is_symlink():
-            (folder / "source").symlink_to(f"/usr/src/nvidia-{version}")
+        for item in chosen:
+            built = [kernel for kernel in kernels or present if item.is_built(kernel)]
+            for kernel in built:
+                print(f"{item}, {kernel}, x86_64: {'installed' if item.is_installed(kernel) else 'built'}")
+            if not built:
+                print(f"{item}: added")
+        return
+    if command == "autoinstall":
+        for kernel in kernels or [running()]:
+            for item in known:
+                if not item.is_installed(kernel):
+                    item.install(kernel)
+        return
+    if not name or not version:
+        raise Refused(
+            f"Error! Arguments <module> and <module-version> are not specified.\nUsage: {command} <module>/<version>"
+        )
+    item = Build(name, version, sources, tree)
+    if command == "add":
+        item.add()
     elif command in ("build", "install"):
-        for kernel in kernels or [running()]:
-            if not dkms_built(version, kernel):
-                dkms_install(version, kernel)
-    elif command == "autoinstall":
-        for kernel in kernels or [running()]:
-            for item in dkms_versions():
-                if not dkms_built(item, kernel):
-                    dkms_install(item, kernel)
-    elif command in ("remove", "uninstall", "unbuild"):
+        for kernel in kernels or (present if every else [running()]):
+            if force or not item.is_built(kernel):
+                item.build(kernel)
+            if command == "install":
+                item.install(kernel)
+    elif command == "uninstall":
         for kernel in present if every else kernels:
-            dkms_remove(version, kernel)
-        if every:
-            shutil.rmtree(DKMS_TREE / "nvidia" / version, ignore_errors=True)
+            item.uninstall(kernel)
+    elif command in ("remove", "unbuild"):
+        if not chosen:
+            raise Refused(f"Error! There are no instances of module: {name}\n{version} located in the DKMS tree.", 3)
+        item.remove(present if every else kernels or [running()])
     else:
         raise Refused(f"Error! Unknown action specified: {command}")
 
@@ -613,6 +922,16 @@ def mount_over(source: Path, target: str) -> None:
     if libc.mount(str(source).encode(), target.encode(), None, MS_BIND, None) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), target)
+
+
+def boot_kernel() -> None:
+    """Show the simulated kernel's release where /proc tells it."""
+    release = running()
+    (STATE / "proc-version").write_text(
+        f"Linux version {release} (root@{LABEL.replace(' ', '-')}) #1 SMP PREEMPT_DYNAMIC\n"
+    )
+    mount_over(STATE / "proc-version", "/proc/version")
+    mount_over(STATE / "osrelease", "/proc/sys/kernel/osrelease")
 
 
 def boot_wsl(described: dict) -> None:
@@ -631,7 +950,7 @@ def boot_wsl(described: dict) -> None:
 
 def load_at_boot() -> None:
     """What the initramfs and udev load: nouveau unless blocked there, then nvidia if there is a module for this kernel."""
-    initramfs = Path(f"/boot/initrd.img-{running()}")
+    initramfs = initramfs_path(running())
     blocked = json.loads(initramfs.read_text())["blocked"] if initramfs.exists() else []
     if present_gpus() and host()["nouveau"].get("present") and "nouveau" not in blocked:
         load_module("nouveau")
@@ -648,15 +967,20 @@ def load_at_boot() -> None:
 def boot() -> None:
     """Everything that has to be there before systemd starts."""
     STATE.mkdir(parents=True, exist_ok=True)
-    if not (STATE / "prepared").exists():
+    booted = (STATE / "prepared").exists()
+    if not booted:
         prepare()
         (STATE / "prepared").touch()
+    described = host()
     for folder in (PCI_DEVICES, PCI_DRIVERS, SYS_MODULE, PROC_DRIVER):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     set_loaded([])
+    if (STATE / "osrelease").exists() and not described.get("wsl"):
+        if booted:
+            (STATE / "osrelease").write_text(f"{default_kernel()}\n")
+        boot_kernel()
     (STATE / "boot_id").write_text(f"{uuid.uuid4()}\n")
-    described = host()
     for device in [*([] if described.get("wsl") else described["gpus"]), *described["other_devices"]]:
         add_pci_device(device)
     write_gpu_table()
@@ -691,7 +1015,18 @@ def main(command: str, arguments: list[str]) -> None:
     elif command == "insmod":
         raise Refused(f"insmod: ERROR: not possible here ({LABEL})")
     else:
-        play = {"modprobe": modprobe, "rmmod": rmmod, "update-initramfs": update_initramfs, "dkms": dkms, "gpu": gpu}
+        play = {
+            "modprobe": modprobe,
+            "rmmod": rmmod,
+            "update-initramfs": update_initramfs,
+            "dracut": dracut,
+            "lsinitramfs": list_initramfs,
+            "lsinitrd": list_initramfs,
+            "grubby": grubby,
+            "kernel": kernel,
+            "dkms": dkms,
+            "gpu": gpu,
+        }
         if command not in play:
             raise Refused(f"gpufleet-sandbox: unknown command {command!r}")
         play[command](arguments)

@@ -1,0 +1,73 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What makes a container look like another system: commands that the simulator plays, package sources, release files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .images import play_script
+from .native import compile_library
+from .settings import Settings
+
+PRELOADED = "/usr/lib/gpufleet-sandbox/libuname.so"
+PLAYED = {"deb": ("lsinitramfs",), "rpm": ("dracut", "lsinitrd", "grubby")}
+EL_REPOSITORY = """\
+[{name}]
+name={title} (SIMULATED by the gpufleet sandbox)
+baseurl=http://$sandbox/{path}/
+enabled=1
+gpgcheck=1
+gpgkey=http://$sandbox/nvidia/repository.asc
+"""
+
+
+DNF_CONF = """\
+[main]
+gpgcheck=1
+installonly_limit=3
+clean_requirements_on_remove=True
+best=True
+skip_if_unavailable=False
+"""
+
+
+def of(settings: Settings, persona: dict[str, Any]) -> dict[str, Any]:
+    """The system that a host stands in for; empty where it is what its image is."""
+    return settings.fleet["systems"][persona["system"]] if "system" in persona else {}
+
+
+def nvidia_folder(persona: dict[str, Any]) -> str:
+    """The folder of NVIDIA's repository that belongs to a host's system."""
+    return persona.get("nvidia", persona["image"])
+
+
+def files(settings: Settings, persona: dict[str, Any]) -> dict[str, tuple[bytes, int]]:
+    """Files to lay over the image, beside those that every host gets: path -> (content, mode)."""
+    found: dict[str, tuple[bytes, int]] = {}
+    kernels = persona["kernels"]
+    if kernels and kernels[0]["release"] != "@running":
+        library = compile_library("uname.c", "libuname.so", "", 0)
+        found[PRELOADED.lstrip("/")] = (library, 0o755)
+        found["etc/ld.so.preload"] = (f"{PRELOADED}\n".encode(), 0o644)
+    system = of(settings, persona)
+    if not system:
+        return found
+    for name in PLAYED[system["packages"]]:
+        found[f"usr/bin/{name}"] = (play_script(name), 0o755)
+    if system["packages"] == "rpm":
+        name = system["os_release"]["PRETTY_NAME"]
+        for path in ("etc/redhat-release", "etc/system-release"):
+            found[path] = (f"{name}\n".encode(), 0o644)
+        found["etc/ld.so.conf.d/lib64.conf"] = (b"/usr/lib64\n", 0o644)
+        found["usr/libexec/platform-python"] = (b'#!/bin/sh\nexec /usr/bin/python3 "$@"\n', 0o755)
+        found["etc/dnf/dnf.conf"] = (DNF_CONF.encode(), 0o644)
+        found["etc/dnf/plugins/local.conf"] = (b"[main]\nenabled = false\n", 0o644)
+        found["etc/dnf/vars/releasever"] = (f"{system['os_release']['VERSION_ID'].partition('.')[0]}\n".encode(), 0o644)
+        found["etc/dnf/vars/sandbox"] = (f"{settings.server_address}\n".encode(), 0o644)
+        text = EL_REPOSITORY.format(
+            name="baseos", title=f"{system['os_release']['NAME']} - BaseOS", path=system["archive"]
+        )
+        found["etc/yum.repos.d/baseos.repo"] = (text.encode(), 0o644)
+    return found
