@@ -9,6 +9,7 @@ compared with its checksums before anybody uses it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -108,38 +109,45 @@ class Store:
         at_least: int = 1,
     ) -> Generation:
         """Write the next generation; ``at_least`` keeps a number from being used again after its generation was dropped."""
-        _make_folder(self.folder)
-        self._clear_partial()
         number = max([at_least - 1, *self.numbers()]) + 1
         partial = self.folder / f"{number}{_PARTIAL}"
-        _make_folder(partial / "packages")
-        known = {
-            (path.name, path.stat().st_size): path
-            for path in sorted(self.folder.glob("*/packages/*"))
-            if path.is_file()
-        }
-        kept = []
-        for file in packages:
-            target = partial / "packages" / file.path.name
-            twin = known.get((file.path.name, file.path.stat().st_size))
-            if twin is None or not _link(twin, target, file.sha256):
-                _copy(file.path, target)
-                if sha256(target) != file.sha256:
-                    raise DriverError(f"{file.path} is damaged (its checksum differs). Nothing was changed; run again.")
-            kept.append({**asdict(file.package), "file": target.name, "sha256": file.sha256})
-        generation = Generation(number, created, driver, kept, configuration, default_kernel, environments)
-        write_json(partial / "generation.json", {"schema": SCHEMA, **asdict(generation)}, 0o600)
-        _sync(partial / "packages")
-        _sync(partial)
-        partial.rename(self.folder / str(number))
-        _sync(self.folder)
+        try:
+            _make_folder(self.folder)
+            self._clear_partial()
+            _make_folder(partial / "packages")
+            kept = [self._keep(file, partial / "packages") for file in packages]
+            generation = Generation(number, created, driver, kept, configuration, default_kernel, environments)
+            write_json(partial / "generation.json", {"schema": SCHEMA, **asdict(generation)}, 0o600)
+            _sync(partial / "packages")
+            _sync(partial)
+            partial.rename(self.folder / str(number))
+            _sync(self.folder)
+        except OSError as error:
+            self._clear_partial()
+            size = sum(file.path.stat().st_size for file in packages if file.path.is_file())
+            raise DriverError(
+                f"The way back cannot be kept in {self.folder}: {error.strerror or error}. It takes up to {size // 2**20 + 1} MiB; free"
+                " space there, then run again."
+            ) from error
         return generation
 
-    def prune(self, keep: int, serving: int | None) -> list[int]:
-        """Drop what is older than the ``keep`` newest; never the serving one and its predecessor. Return what was dropped."""
+    def _keep(self, file: PackageFile, folder: Path) -> dict[str, str]:
+        """Put a package file into a generation, and describe it."""
+        target = folder / file.path.name
+        for twin in sorted(self.folder.glob(f"*/packages/{glob.escape(file.path.name)}")):
+            if _link(twin, target, file.sha256):
+                break
+        else:
+            _copy(file.path, target)
+            if sha256(target) != file.sha256:
+                raise DriverError(f"{file.path} is damaged (its checksum differs). Run again to have it fetched anew.")
+        return {**asdict(file.package), "file": target.name, "sha256": file.sha256}
+
+    def prune(self, keep: int, serving: int | None, also: t.Collection[int] = ()) -> list[int]:
+        """Drop what is older than the ``keep`` newest; never the serving one, its predecessor or ``also``. Return what was dropped."""
         self._clear_partial()
         usable = [generation.n for generation in self.all()]
-        stay = set(usable[-max(keep, 1) :])
+        stay = {*usable[-max(keep, 1) :], *also}
         if serving is not None:
             stay.add(serving)
             stay.update([number for number in usable if number < serving][-1:])

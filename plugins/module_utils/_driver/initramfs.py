@@ -15,7 +15,7 @@ import typing as t
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 
-from .commands import Run
+from .commands import NOT_THERE, Done, Run
 from .model import DriverError
 
 _UPDATE = "/usr/sbin/update-initramfs"
@@ -33,13 +33,12 @@ def rebuild(host: Host, run: Run, releases: t.Sequence[str], time_limit: float) 
     """
     rebuilt = []
     for release in releases:
+        image = image_of(host, release)
         if host.exists(_UPDATE):
-            image = f"/boot/initrd.img-{release}"
             verb = "-u" if host.exists(image) else "-c"
             done = run(["update-initramfs", verb, "-k", release], time_limit)
         elif host.exists(_DRACUT):
-            image = f"/boot/initramfs-{release}.img"
-            new = f"{host.root}/boot/.initramfs-{release}.img.gpufleet"
+            new = f"{host.root}{os.path.dirname(image)}/.{os.path.basename(image)}.gpufleet"
             try:
                 done = run(["dracut", "--force", new, release], time_limit)
                 if done.status == 0:
@@ -50,7 +49,7 @@ def rebuild(host: Host, run: Run, releases: t.Sequence[str], time_limit: float) 
         else:
             return []
         if done.status != 0:
-            raise DriverError(_failure(host, image, done.output, done.last_words, done.timed_out))
+            raise DriverError(_failure(host, image, done))
         if loads_nouveau(host, run, release):
             raise DriverError(
                 f"{image} was rebuilt, but would still load nouveau before NVIDIA's driver: it holds nouveau and no line that"
@@ -60,29 +59,37 @@ def rebuild(host: Host, run: Run, releases: t.Sequence[str], time_limit: float) 
     return rebuilt
 
 
-def _failure(host: Host, image: str, output: str, last_words: str, timed_out: bool) -> str:
+def image_of(host: Host, release: str) -> str:
+    """Return the path of a kernel's image. Debian's family names it so whatever makes it, also dracut (Ubuntu since 25.10)."""
+    debian, other = f"/boot/initrd.img-{release}", f"/boot/initramfs-{release}.img"
+    if host.exists(debian) or host.exists(other):
+        return debian if host.exists(debian) else other
+    return debian if host.exists(_UPDATE) or host.exists("/etc/debian_version") else other
+
+
+def _failure(host: Host, image: str, done: Done) -> str:
     left = (
         "The old image is still there."
         if host.exists(image)
         else "There is no image for this kernel now: do not reboot into it."
     )
-    if "No space left on device" in output:
+    if "No space left on device" in done.output:
         why = "/boot is full"
         remedy = "Remove kernels that are not needed (apt autoremove, dnf remove --oldinstallonly), then run again."
     else:
-        why = "it was not done in time" if timed_out else last_words
+        why = "it was not done in time" if done.timed_out else done.last_words
         remedy = "Mend the cause, then run again."
     return f"{image} could not be rebuilt: {why}. {left} {remedy}"
 
 
 def loads_nouveau(host: Host, run: Run, release: str) -> bool | None:
     """Whether a kernel's image holds nouveau and nothing that keeps it from being loaded; None where that cannot be told."""
-    for image, program in (
-        (f"/boot/initrd.img-{release}", "lsinitramfs"),
-        (f"/boot/initramfs-{release}.img", "lsinitrd"),
-    ):
-        if host.exists(image):
-            done = run([program, host.root + image], _LIST_LIMIT)
+    image = image_of(host, release)
+    if not host.exists(image):
+        return None
+    for program in ("lsinitramfs", "lsinitrd"):
+        done = run([program, host.root + image], _LIST_LIMIT)
+        if done.status != NOT_THERE:
             return None if done.status != 0 else _would_load(host, done.output)
     return None
 

@@ -131,6 +131,20 @@ def test_a_write_that_was_killed_leaves_nothing_that_is_offered(store, fetched, 
     assert not (store.folder / "2.partial").exists()
 
 
+def test_a_full_disk_leaves_no_half_generation_and_says_what_it_takes(store, fetched, monkeypatch):
+    write(store, fetched("libcuda1"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generations.shutil, "copyfileobj", full)
+    with pytest.raises(
+        DriverError, match=r"cannot be kept in .*: No space left on device. It takes up to 1 MiB; free space"
+    ):
+        write(store, fetched("nvidia-kernel-open-dkms"))
+    assert [path.name for path in store.folder.iterdir()] == ["1"]
+
+
 @pytest.mark.parametrize(
     "harm",
     [

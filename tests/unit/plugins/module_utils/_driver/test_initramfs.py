@@ -77,6 +77,30 @@ def test_dracut_never_writes_over_the_image_that_boots(enterprise):
 
 
 @pytest.mark.parametrize(
+    ("files", "image"),
+    [
+        ([f"boot/initrd.img-{K}", "usr/bin/dracut"], f"/boot/initrd.img-{K}"),
+        (["etc/debian_version", "usr/bin/dracut"], f"/boot/initrd.img-{K}"),
+        (["usr/bin/dracut"], f"/boot/initramfs-{K}.img"),
+        (["usr/sbin/update-initramfs"], f"/boot/initrd.img-{K}"),
+    ],
+)
+def test_dracut_makes_the_image_that_the_distribution_boots(tmp_path, files, image):
+    for path in (*files, "boot/grub/grub.cfg"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert initramfs.rebuild(Host(root=str(tmp_path)), Programs(), [K], 600) == [image]
+
+
+def test_ubuntus_images_that_dracut_made_are_listed_by_dracuts_program(debian):
+    class Ubuntu(Programs):
+        def __call__(self, argv, *more):
+            return Done(NOT_THERE, "not installed") if argv[0] == "lsinitramfs" else super().__call__(argv, *more)
+
+    assert initramfs.loads_nouveau(debian, Ubuntu(listing=Done(0, LONG)), K) is True
+
+
+@pytest.mark.parametrize(
     ("done", "words"),
     [
         (
