@@ -43,17 +43,24 @@ import json, os, sys
 with open(sys.argv[1]) as file:
     given = json.load(file)
 with open(os.path.join(os.path.dirname(sys.executable), "releases.log"), "a") as log:
-    log.write(f"{given['name']} {given['state']} {given['root']}\\n")
+    words = given["name"], given["state"], given["root"], given.get("release")
+    log.write(" ".join(word for word in words if word) + "\\n")
 print(json.dumps({"changed": True}))
 """
 _MARK = """
 - name: Serve
   ansible.builtin.command:
-    argv: [sh, "{folder}/serve", "{{{{ ansible_python_interpreter | dirname }}}}", {role}]
+    argv: [sh, "{folder}/serve", "{{{{ ansible_python_interpreter | dirname }}}}", {role}, "{arguments}"]
+  register: served
+- name: Wait
+  ansible.builtin.set_fact:
+    {role}_pending: "{{{{ served.stdout | from_json if served.stdout else {{}} }}}}"
 """
 _SERVE = """
 cd "$1"
 touch "$2"
+[ -z "$3" ] || echo "$3" >> releases.log
+[ ! -e "$2.waits" ] || cat "$2.waits"
 [ ! -e "$2.kills" ] || touch dead
 [ ! -e "$2.fails" ] || { echo "no space left" >&2; exit 1; }
 """
@@ -147,7 +154,7 @@ class Fleet:
         return {role for role in roles if (self.folder / name / role).exists()}
 
     def releases(self, name: str) -> list[str]:
-        """What venv_release was asked on a host: name, state and root of each call."""
+        """What venv_release was asked on a host: name, state, root and release of each call; and the driver's generation."""
         log = self.folder / name / "releases.log"
         return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
@@ -238,8 +245,12 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for role in ("nvidia_driver", "torch_env", "runtime_env"):
         shutil.rmtree(home / "roles" / role / "tasks")
         (home / "roles" / role / "tasks").mkdir()
-        text = "---" + _MARK.format(folder=base, role=role)
+        text = "---" + _MARK.format(folder=base, role=role, arguments="")
         (home / "roles" / role / "tasks/main.yml").write_text(text, encoding="utf-8")
+    text = "---" + _MARK.format(
+        folder=base, role="nvidia_driver", arguments="driver generation {{ nvidia_driver_generation }}"
+    )
+    (home / "roles/nvidia_driver/tasks/generation.yml").write_text(text, encoding="utf-8")
     return base
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ANSIBLE, ROOT, copy_collection
+from .conftest import ANSIBLE, copy_collection
 
 # Every task that would touch a machine is played by this: it notes what is asked and changes the host's description accordingly.
 _STAND_IN = """#!/usr/bin/python
@@ -88,8 +88,8 @@ LOAD = {"id": "driver.load", "disruptive": True, "data": {"modules": ["nvidia", 
 REBOOT = {"id": "driver.reboot", "disruptive": True, "data": {}}
 UPGRADE = [STAGE, PACKAGES, LOAD]
 NEW = {"userspace_version": "595.71.05", "flavor": "open"}
-COMPUTES = {"pid": 4711, "command": "python3", "user": "alice", "kind": "compute"}
-DESKTOP = {"pid": 900, "command": "Xorg", "user": "root", "kind": "graphics"}
+COMPUTES = {"pid": 4711, "command": "python3", "user": "alice", "kind": "compute", "container": None}
+DESKTOP = {"pid": 900, "command": "Xorg", "user": "root", "kind": "graphics", "container": None}
 
 
 class Machine:
@@ -237,13 +237,17 @@ def test_busy_host_is_staged_and_nothing_is_replaced(machine):
 
 
 def test_host_that_came_into_use_since_the_plan_waits_and_names_who_computes(machine):
-    machine.driver["processes"] = [COMPUTES, {**COMPUTES, "pid": 1, "command": "nvidia-persiste", "kind": "daemon"}]
+    machine.driver["processes"] = [
+        COMPUTES,
+        {**COMPUTES, "pid": 12, "command": "train", "container": "0123456789ab"},
+        {**COMPUTES, "pid": 1, "command": "nvidia-persiste", "kind": "daemon"},
+    ]
     said = machine.apply(UPGRADE, nvidia_driver_undrain_command=["resume", "ws"])
     assert machine.status == 0, said
     assert machine.asked == ["driver_packages staged", "resume ws"]
     assert (
-        "why: 'the GPU is busy: python3 (process 4711 of alice)'" in said
-        or "the GPU is busy: python3 (process 4711 of alice)" in said
+        "the GPU is busy: python3 (process 4711 of alice), train (process 12 of alice in the container 0123456789ab)"
+        in said
     )
     assert "nvidia-persiste" not in said
     assert machine.loaded == "580.95.05"
@@ -366,7 +370,6 @@ def test_module_that_the_kernel_refuses_is_quoted_with_what_is_installed_and_loa
 
 def test_disk_passphrase_is_announced_before_the_reboot(machine):
     machine.os["disk_passphrase"] = True
-    said = machine.apply([REBOOT], nvidia_driver_reboot_allowed=True, nvidia_driver_reboot_timeout=120)
     said = machine.apply([PACKAGES, REBOOT], nvidia_driver_reboot_allowed=True, nvidia_driver_reboot_timeout=120)
     assert machine.status == 0, said
     assert "ws asks for its disk passphrase while it boots" in said

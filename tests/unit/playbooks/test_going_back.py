@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+GENERATIONS = [
+    {"n": n, "branch": branch, "version": f"{branch}.95.05", "flavor": "open", "created": "2026-11-22T10:00:00Z",
+     "environments": {"base": f"r{n}"}}
+    for n, branch in ((1, 570), (2, 580), (3, 595))
+]  # fmt: skip
 OLD = {"name": "old", "path": "/srv/envs/old", "current": "r1", "releases": [{"id": "r1", "stamped": True}]}
 
 
@@ -63,3 +70,77 @@ def test_dead_host_is_no_success_and_stops_nobody(fleet, playbook, options):
     assert "the cable is cut" in done.text[done.text.rfind("TASK [Fail every host") :]
     assert len(fleet.releases("b")) == 1
     assert "The run ended before its report" not in done.text
+
+
+def with_generations(fleet, name, now=3, **changes):
+    driver = {
+        "userspace_version": "595.95.05", "loaded_version": "595.95.05", "branch": 595, "packages": [],
+        "generations": GENERATIONS, "journal": {"schema": 1, "generation": now}, **changes,
+    }  # fmt: skip
+    fleet.add(name)
+    fleet.observe(name, "before.json", ready=True, driver=driver)
+
+
+def test_rollback_goes_back_to_the_generation_before_this_one_and_to_the_previous_release(fleet):
+    with_generations(fleet, "a")
+    done = fleet.play(playbook="rollback")
+    assert done.status == 0, done.text
+    assert fleet.releases("a") == ["base previous /opt/gpufleet/envs", "driver generation 2"]
+
+
+def test_rollback_to_a_generation_brings_the_releases_that_it_had(fleet):
+    with_generations(fleet, "a")
+    done = fleet.play("-e", "gpufleet_to=1", playbook="rollback")
+    assert done.status == 0, done.text
+    assert fleet.releases("a") == ["base previous /opt/gpufleet/envs r1", "driver generation 1"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "asked"), [("driver", ["driver generation 2"]), ("torch", ["base previous /opt/gpufleet/envs"])]
+)
+def test_rollback_of_one_part_leaves_the_other(fleet, tag, asked):
+    with_generations(fleet, "a")
+    done = fleet.play("--tags", tag, playbook="rollback")
+    assert done.status == 0, done.text
+    assert fleet.releases("a") == asked
+
+
+def test_generation_that_a_host_lacks_is_refused_with_those_that_it_has_and_others_go_back(fleet):
+    with_generations(fleet, "a", generations=GENERATIONS[1:])
+    with_generations(fleet, "b")
+    done = fleet.play("-e", "gpufleet_to=1", playbook="rollback")
+    assert done.status == 2, done.text
+    said = done.text[done.text.rfind("TASK [Fail every host") :]
+    assert (
+        "a: there is no generation 1. It keeps generation 2 of 2026-11-22T10:00:00Z: driver 580.95.05 (open), base r2;"
+        in said
+    )
+    assert fleet.releases("a") == []
+    assert "driver generation 1" in fleet.releases("b")
+
+
+@pytest.mark.parametrize("options", [("-e", "gpufleet_list=true"), ("--check",)])
+def test_generations_are_listed_without_going_back(fleet, options):
+    with_generations(fleet, "a")
+    done = fleet.play(*options, playbook="rollback")
+    assert done.status == 0, done.text
+    assert "generation 3 serves. It keeps generation 1 of" in done.text
+    assert "driver 595.95.05 (open), base r3;" in done.text
+    assert "driver generation 2" not in fleet.releases("a")
+
+
+def test_host_of_the_first_version_goes_back_by_its_journal(fleet):
+    journal = {"schema": 1, "previous": {"branch": 580, "flavor": "open", "source": "wsl"}, "present": None}
+    with_generations(fleet, "a", generations=[], journal=journal)
+    done = fleet.play("--tags", "driver", playbook="rollback")
+    assert "TASK [Plan it]" in done.text
+    assert "driver generation" not in done.text
+
+
+def test_host_that_still_waits_is_no_success(fleet):
+    with_generations(fleet, "a")
+    waits = {"what": "driver change", "why": "the GPU is busy: python3", "remedy": "Run again."}
+    (fleet.folder / "a" / "nvidia_driver.waits").write_text(json.dumps(waits), encoding="utf-8")
+    done = fleet.play("--tags", "driver", playbook="rollback")
+    assert done.status == 2, done.text
+    assert "a: driver change waits: the GPU is busy: python3. Run again." in done.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 
@@ -138,6 +140,20 @@ def test_outcome_of_an_earlier_playbook_does_not_vouch_for_a_host_that_is_gone(f
     assert done.status == 2, done.text
     assert "1 of 1 hosts train-ready." in done.text
     assert "0 of 1 hosts train-ready." in done.text[done.text.rfind("PLAY RECAP") :]
+
+
+def test_failure_of_an_earlier_playbook_is_forgotten_once_it_is_mended(fleet):
+    fleet.add("a", ready=False)
+    fails = fleet.folder / "a" / "torch_env.fails"
+    fails.touch()
+    fleet.add("b")
+    site = fleet.folder / "site.yml"
+    provision = {"import_playbook": "gpufleet.workstation.provision_gpu"}
+    mend = [{"meta": "clear_host_errors"}, {"file": {"path": str(fails), "state": "absent"}}]
+    again = {"hosts": "all", "gather_facts": False, "tasks": mend}
+    site.write_text(json.dumps([provision, again, provision]), encoding="utf-8")
+    done = fleet.play("-e", "gpufleet_max_failed=1", playbook=str(site))
+    assert "2 of 2 hosts train-ready." in done.text[done.text.rfind("PLAY RECAP") :], done.text
 
 
 def test_credentials_of_an_index_are_not_shown(fleet):
