@@ -20,6 +20,7 @@ from .model import DriverError
 
 _UPDATE = "/usr/sbin/update-initramfs"
 _DRACUT = "/usr/bin/dracut"
+_FOLDERS = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d")
 _LIST_LIMIT = 120.0
 _NOUVEAU = re.compile(r"/nouveau\.ko(?:\.(?:xz|zst|gz))?$", re.MULTILINE)
 _SETTINGS = re.compile(r"(?:^|\s)((?:etc|usr/lib|lib|run)/modprobe\.d/\S+\.conf)$", re.MULTILINE)
@@ -29,7 +30,7 @@ _BLOCKED = re.compile(r"^\s*(?:blacklist\s+nouveau|install\s+nouveau\s+/(?:usr/)
 def rebuild(host: Host, run: Run, releases: t.Sequence[str], time_limit: float) -> list[str]:
     """Rebuild the images of these kernels and return their paths; none where the host has no program for it.
 
-    ``time_limit`` counts for each image. Raises DriverError when one fails or would still load nouveau.
+    ``time_limit`` counts for each image. Raises DriverError when one fails, or would still load nouveau although the host blocks it.
     """
     rebuilt = []
     for release in releases:
@@ -50,10 +51,10 @@ def rebuild(host: Host, run: Run, releases: t.Sequence[str], time_limit: float) 
             return []
         if done.status != 0:
             raise DriverError(_failure(host, image, done))
-        if loads_nouveau(host, run, release):
+        if _blocked(host) and loads_nouveau(host, run, release):
             raise DriverError(
-                f"{image} was rebuilt, but would still load nouveau before NVIDIA's driver: it holds nouveau and no line that"
-                " blocks it. See what adds it (/etc/initramfs-tools/modules, /etc/dracut.conf.d), then run again."
+                f"{image} was rebuilt, but would still load nouveau before NVIDIA's driver: it holds nouveau and not the line"
+                " of /etc/modprobe.d that blocks it. See what keeps it out (/etc/initramfs-tools, /etc/dracut.conf.d), then run again."
             )
         rebuilt.append(image)
     return rebuilt
@@ -80,6 +81,12 @@ def _failure(host: Host, image: str, done: Done) -> str:
         why = "it was not done in time" if done.timed_out else done.last_words
         remedy = "Mend the cause, then run again."
     return f"{image} could not be rebuilt: {why}. {left} {remedy}"
+
+
+def _blocked(host: Host) -> bool:
+    """Whether the host's own configuration keeps nouveau from being loaded; after a removal it does not."""
+    files = [f"{folder}/{name}" for folder in _FOLDERS for name in host.names(folder) if name.endswith(".conf")]
+    return any(_BLOCKED.search(host.text(path) or "") for path in files)
 
 
 def loads_nouveau(host: Host, run: Run, release: str) -> bool | None:

@@ -231,7 +231,10 @@ def _cause(done: Done, log: str, release: str, time_limit: float) -> tuple[str, 
         return f"{name} is not installed", f"Install {name}, with which this kernel was compiled, then run again."
     if _COMPILER.search(log) or _LINKER.search(log):
         return "it does not compile: this version of the driver does not know this kernel", WAYS_OUT
-    return f"dkms ended with status {done.status}: {done.last_words}", WAYS_OUT
+    errors = re.findall(
+        r"^Error! (.+)$", done.output, re.MULTILINE
+    )  # the lines after it tell of files that are gone by now
+    return f"dkms ended with status {done.status}: {errors[0] if errors else done.last_words}", WAYS_OUT
 
 
 # -- unpacking --------------------------------------------------------------------------------------------------------

@@ -134,9 +134,14 @@ def test_a_host_without_a_program_for_it_needs_no_image(tmp_path):
 
 
 @pytest.mark.parametrize("listing", [NOUVEAU, LONG])
-def test_an_image_that_would_still_load_nouveau_is_a_failure(debian, listing):
+def test_an_image_that_would_still_load_nouveau_is_a_failure_where_the_host_blocks_it(debian, listing):
+    programs = Programs(listing=Done(0, listing))
+    assert initramfs.rebuild(debian, programs, [K], 600) == [f"/boot/initrd.img-{K}"]  # as after a removal
+    block = Path(debian.root) / "etc/modprobe.d/gpufleet-nouveau.conf"
+    block.parent.mkdir(parents=True)
+    block.write_text("blacklist nouveau\n")
     with pytest.raises(DriverError, match="would still load nouveau"):
-        initramfs.rebuild(debian, Programs(listing=Done(0, listing)), [K], 600)
+        initramfs.rebuild(debian, programs, [K], 600)
 
 
 @pytest.mark.parametrize(

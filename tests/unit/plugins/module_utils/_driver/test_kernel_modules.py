@@ -243,7 +243,8 @@ EXCLUSIVE = "Error! The /w/dkms.conf\nfor module nvidia/1 includes a BUILD_EXCLU
         (Done(10, ""), "ERROR: modpost: GPL-incompatible module nvidia.ko\n", "does not compile", "Ways out"),
         (Done(NOT_THERE, "dkms is not installed"), "", "dkms is not installed", "EPEL"),
         (Done(-15, "", True), "", "ended after 900 s", "allow more time"),
-        (Done(4, "Error! Something new.\n"), "", "dkms ended with status 4: Error! Something new.", "Ways out"),
+        (Done(4, "Error! Something new.\nConsult /gone\n"), "", "dkms ended with status 4: Something new.", "Ways out"),
+        (Done(4, "new words\n"), "", "dkms ended with status 4: new words", "Ways out"),
     ],
 )  # fmt: skip
 def test_every_cause_has_its_own_words_and_remedy(trial, package, done, log, why, remedy):
