@@ -42,6 +42,7 @@ LOCK_PLUGIN = "python3-dnf-plugin-versionlock"
 PLAN_NAME = "dnf-transaction.json"
 """In the folder of a downloaded transaction: exactly what install() carries out."""
 
+_EPEL = "epel-release"
 _CACHE = "/var/cache/dnf"
 _HISTORY = "/var/lib/dnf/history.sqlite"
 _LOCK_CONFIGURATION = "/etc/dnf/plugins/versionlock.conf"
@@ -74,9 +75,7 @@ class Dnf:
         """Wait until nobody else changes packages, at most so many seconds; then say who does."""
         end = time.monotonic() + limit
         while True:
-            locks = [
-                lock for lock in health.locks(Host(root=self._root), []) if not lock["path"].startswith("/var/cache")
-            ]
+            locks = health.locks(Host(root=self._root), [])
             if not locks:
                 return
             if time.monotonic() >= end:
@@ -137,30 +136,30 @@ class Dnf:
             if _is_driver(file.package) or str(file.path).startswith(self._at(STAGED))
         ]
         options = ["--oldpackage", "--replacepkgs", "--replacefiles", "--nodeps"]
-        for again in (False, True):
-            paths = [str(file.path) for file in files if (file.package in there) == again]
-            if paths:
-                self._rpm(["-U", *options, *(["--nopreun", "--nopostun"] if again else []), *paths])
-            if not again:
-                there_now = set(self._all_installed())
-                arrived = {package.name for package in unfinished.incoming if package in there_now}
-                complete = all(package in there_now for package in unfinished.incoming if _is_driver(package))
-                stale = [
-                    package
-                    for package in unfinished.outgoing
-                    if package in there_now and _is_driver(package) and (complete or package.name in arrived)
-                ]
-                self._erase(stale)
+        new = [str(file.path) for file in files if file.package not in there]
+        if new:
+            self._rpm(["-U", *options, *new])
+        now = set(self._all_installed())
+        arrived = {package.name for package in unfinished.incoming if package in now}
+        complete = all(package in now for package in unfinished.incoming if _is_driver(package))
+        stale = [
+            package
+            for package in unfinished.outgoing
+            if package in now and _is_driver(package) and (complete or package.name in arrived)
+        ]
+        self._erase(stale)
+        again = [str(file.path) for file in files if file.package in there]
+        if again:
+            self._rpm(["-U", *options, "--nopreun", "--nopostun", *again])
         done = (
             [f"finished transaction {unfinished.number}, which was interrupted: {len(files)} packages"] if files else []
         )
         return done + [f"removed {package.name} {package.version}, which it had left" for package in stale]
 
-    def _erase(self, packages: t.Sequence[Package]) -> None:
-        if packages:
-            self._rpm(["-e", "--nodeps", *(_spec(package) for package in packages)])
+    def _erase(self, packages: t.Sequence[Package]) -> str:
+        return self._rpm(["-e", "--nodeps", *(_spec(package) for package in packages)]) if packages else ""
 
-    def _rpm(self, arguments: t.Sequence[str]) -> None:
+    def _rpm(self, arguments: t.Sequence[str]) -> str:
         done = self._run(["rpm", *arguments], self._time_limit)
         if done.status:
             raise DriverError(
@@ -168,6 +167,7 @@ class Dnf:
                 " what rpm says has to be solved first.",
                 output=done.output,
             )
+        return done.output
 
     # Source
 
@@ -197,10 +197,8 @@ class Dnf:
         return bool(new)
 
     def _keys(self) -> list[str]:
-        return self._run(["rpm", "-q", "gpg-pubkey"], _QUERY_LIMIT).output.split() if self._has_keys() else []
-
-    def _has_keys(self) -> bool:
-        return self._run(["rpm", "-q", "gpg-pubkey"], _QUERY_LIMIT).status == 0
+        done = self._run(["rpm", "-q", "gpg-pubkey"], _QUERY_LIMIT)
+        return [] if done.status else done.output.split()
 
     def refresh(self, request: Request) -> None:
         """Read the repository's metadata anew; add what the steps to come need: EPEL's description, the lock plugin."""
@@ -211,7 +209,7 @@ class Dnf:
                 self._undo()
                 raise DriverError(self._why_unusable(answer, output))
             self._remember(streams=answer["streams"])
-        self._add([name for name in request.headers if name == "epel-release"])
+        self._add([name for name in request.headers if name == _EPEL])
         if not Path(self._at(_LOCK_CONFIGURATION)).exists():
             self._add([LOCK_PLUGIN])
 
@@ -226,26 +224,28 @@ class Dnf:
             self._remember(added=sorted({*self._state().get("added", []), *missing}))
 
     def _why_unusable(self, answer: t.Mapping[str, t.Any], output: str) -> str:
-        said = f"{answer['text']}\n{output}"
         url = _url(self._request) or f"repository {REPOSITORY}"
-        words = _one_line(answer["text"])
-        if re.search(r"not yet valid|certificate (?:has )?expired|certificate is not", said):
-            now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        said = _one_line("\n".join(dict.fromkeys(re.findall(r"^  - (.+)$", output, re.MULTILINE))) or answer["text"])
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        if re.search(r"not yet valid|has expired", said):
             reason = f"its certificate is not valid at this host's time, {now}"
             remedy = "Set the host's clock; if it is right, ask whoever runs the server."
-        elif re.search(r"\b(?:GPG|gpg|signature|key)\b", said):
-            reason = "its metadata is not signed with the key that is known here"
-            remedy = "Give the key that its publisher uses now with nvidia_driver_repository_key."
-        elif re.search(r"SSL|TLS|certificate", said):
+        elif re.search(r"Curl error \((?:35|60|77)\)", said):
             reason = "its certificate is not trusted here"
-            remedy = "Behind a proxy that reads TLS, give its CA with gpufleet_proxy.ca_file."
-        elif re.search(r"resolve|[Cc]onnect|timed? ?out|Timeout|Could not read", said):
+            remedy = (
+                "Behind a proxy or mirror with a CA of its own, give that with gpufleet_proxy.ca_file."
+                f" See that this host's clock is right, too: {now}."
+            )
+        elif re.search(r"Curl error \((?:5|6|7|28|37|52|56)\)", said):
             reason = "it cannot be reached"
             remedy = "Check network, proxy (gpufleet_proxy) and nvidia_driver_repository_url."
+        elif re.search(r"\bGPG\b", said):
+            reason = "its metadata is not signed with the key that is known here"
+            remedy = "Give the key that its publisher uses now with nvidia_driver_repository_key."
         else:
             reason = "dnf cannot use it"
             remedy = "Check nvidia_driver_repository_url."
-        return f"The driver's source {url} is unusable: {reason} ({words}). No package was changed. {remedy}"
+        return f"The driver's source {url} is unusable: {reason} ({said}). No package was changed. {remedy}"
 
     def choose(self, request: Request, lasting: bool) -> bool:
         """Prefer the planned branch: in this object always, on the host (its module stream) where it is to last."""
@@ -324,7 +324,25 @@ class Dnf:
 
     def install_files(self, files: t.Sequence[Path], remove: t.Sequence[str]) -> str:
         """Make the driver's packages exactly these files (also older ones) and remove others, in one go."""
-        return self._apply(files, remove, None)
+        unfinished = self._unfinished()
+        if not unfinished and not self._duplicates():
+            return self._apply(files, remove, None)
+        # From the middle of a transaction there is nothing that dnf could solve: rpm does as it is told.
+        wanted = {package for package in map(self._package_in, files) if package is not None}
+        there = set(self._all_installed())
+        new = [str(path) for path in files if self._package_in(path) not in there]
+        output = self._rpm(["-U", "--oldpackage", "--replacefiles", "--nodeps", *new]) if new else ""
+        names = {package.name for package in wanted}
+        output += self._erase(
+            [
+                package
+                for package in self._all_installed()
+                if package.name in remove or (package.name in names and package not in wanted)
+            ]
+        )
+        if unfinished:
+            self._remember(repaired=unfinished.number)
+        return output
 
     def _apply(self, files: t.Sequence[Path], remove: t.Sequence[str], removals: t.Sequence[str] | None) -> str:
         answer, output = self._ask(
@@ -361,10 +379,13 @@ class Dnf:
     def freeze(self, packages: t.Sequence[Package], holds: t.Sequence[str]) -> bool:
         """Keep exactly these versions through every upgrade of the system; whether it changed."""
         if not Path(self._at(_LOCK_CONFIGURATION)).exists():
-            raise DriverError(
-                f"The driver cannot be kept at its version: {LOCK_PLUGIN} is not installed. The driver works, but the next upgrade of"
-                " the system may replace it. Install that package and run again."
-            )
+            try:
+                self._add([LOCK_PLUGIN])
+            except DriverError as error:
+                raise DriverError(
+                    f"The driver cannot be kept at its version: {LOCK_PLUGIN} is missing. {error} The driver works, but the next"
+                    f" upgrade of the system may replace it. Install {LOCK_PLUGIN} and run again."
+                ) from error
         if not self._locking_enabled():
             raise DriverError(
                 f"The driver cannot be kept at its version: {_LOCK_CONFIGURATION} says enabled=0. Set enabled=1 and run again."
@@ -381,7 +402,7 @@ class Dnf:
             self._write(self._lock_list(), "".join(f"{line}\n" for line in kept))
 
     def forget(self) -> list[str]:
-        """Remove repository, key and stream of ours, and what was added for them; return the paths."""
+        """Remove repository, key and stream of ours, and what was added for them unless others use it; return the paths."""
         state = self._state()
         removed = []
         for path in (REPOSITORY_PATH, _key_path(self._read(REPOSITORY_PATH))):
@@ -389,6 +410,10 @@ class Dnf:
                 removed.append(path)
         for key in state.get("keys", []):
             self._run(["rpm", "-e", key], _QUERY_LIMIT)
+        unused = {LOCK_PLUGIN: not self._locks(), _EPEL: not self._uses_epel()}
+        for name in state.get("added", []):
+            if unused[name]:
+                self._run(["rpm", "-e", name], _QUERY_LIMIT)
         if "stream_before" in state:
             self.write_configuration(
                 {STREAM_PATH: state["stream_before"]} if state["stream_before"] is not None else {}
@@ -397,6 +422,15 @@ class Dnf:
         if self._remove(STATE_PATH):
             removed.append(STATE_PATH)
         return removed
+
+    def _uses_epel(self) -> bool:
+        done = self._run(["rpm", "-qa", "--qf", "%{VENDOR}\\t%{NAME}\\n"], _QUERY_LIMIT)
+        names = {
+            name
+            for vendor, _tab, name in (line.partition("\t") for line in done.output.splitlines())
+            if "Fedora" in vendor
+        }
+        return bool(names - {_EPEL})
 
     def read_configuration(self) -> dict[str, str]:
         """The enabled stream; locks are names in the journal and follow from the packages."""
@@ -407,7 +441,7 @@ class Dnf:
         """Make the enabled stream what read_configuration() gave."""
         if STREAM_PATH in files:
             self._write(STREAM_PATH, files[STREAM_PATH])
-        else:
+        elif "stream_before" in self._state():
             self._remove(STREAM_PATH)
 
     # dnf and rpm
@@ -417,8 +451,7 @@ class Dnf:
         request = self._request
         proxy = dict(request.proxy) if request else {}
         details.update(operation=operation, repositories=self._repositories(), ca_file=proxy.get("ca_file", ""))
-        if request and request.source == "nvidia":
-            details.setdefault("version", request.version or f"{request.branch}.*")
+        details["version"] = self._version()
         environment = {
             variable: proxy[key]
             for key, variable in (("http", "http_proxy"), ("https", "https_proxy"), ("no_proxy", "no_proxy"))
@@ -431,6 +464,13 @@ class Dnf:
             json.dumps(details),
         )
         return _answer(done, operation, self._time_limit)
+
+    def _version(self) -> str:
+        """The driver's version that is asked for; empty where none is known yet, or the distribution decides."""
+        request = self._request
+        if request is None or request.source != "nvidia" or not request.branch:
+            return ""
+        return request.version or f"{request.branch}.*"
 
     def _interpreter(self) -> str:
         """The interpreter that has dnf's modules: the one in the first line of dnf itself."""
@@ -459,8 +499,9 @@ class Dnf:
             return
         text = _one_line(answer["text"])
         if kind == "missing":
+            asked = f" (driver {self._version()})" if self._version() else ""
             raise DriverError(
-                f"No enabled repository has {text}. Nothing was changed. Packages can be hidden by excludepkgs in /etc/dnf/dnf.conf;"
+                f"No enabled repository has {text}{asked}. Nothing was changed. Packages can be hidden by excludepkgs in /etc/dnf/dnf.conf;"
                 " dkms comes from EPEL, kernel headers of an older kernel from a repository that keeps them."
             )
         if kind == "signature":

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import typing as t
 
@@ -130,7 +131,11 @@ def mark(base: t.Any, request: dict[str, t.Any]) -> None:
         ]
         if offers:
             base.package_install(offers[0])
-        elif name in request.get("install", []) and not _installed(base, name):
+        elif name not in request.get("install", []) or _serves(base, name, request.get("version")):
+            continue
+        elif _DRIVER_NAME.match(name) and base.sack.query().installed().filter(name=name):
+            missing.append(name)  # dnf would take what is installed for an answer, in whatever version
+        else:
             try:
                 base.install(name)
             except dnf.exceptions.MarkingError:
@@ -139,10 +144,12 @@ def mark(base: t.Any, request: dict[str, t.Any]) -> None:
         raise Refused("missing", " ".join(missing))
 
 
-def _installed(base: t.Any, spec: str) -> bool:
+def _serves(base: t.Any, spec: str, wanted: str | None) -> bool:
+    """Whether what is asked for is there already, the driver's packages in the version that is asked for."""
     import dnf
 
-    return bool(dnf.subject.Subject(spec).get_best_query(base.sack).installed())
+    there = dnf.subject.Subject(spec).get_best_query(base.sack).installed()
+    return any(not wanted or not is_driver(p.name, p.version) or _fits(p.version, wanted) for p in there)
 
 
 def resolve(base: t.Any) -> list[dict[str, t.Any]]:
@@ -205,12 +212,13 @@ def streams(base: t.Any) -> list[str]:
 
 def solve(request: dict[str, t.Any]) -> dict[str, t.Any]:
     """Ask what would happen; nothing changes."""
-    base = open_base(request, online=True)
-    return {"changes": _solve(base, request)}
+    online = bool(request.get("install"))
+    base = open_base(request, online)
+    return {"changes": _solve(base, request, online)}
 
 
-def _solve(base: t.Any, request: dict[str, t.Any]) -> list[dict[str, t.Any]]:
-    fill(base, online=True)
+def _solve(base: t.Any, request: dict[str, t.Any], online: bool = True) -> list[dict[str, t.Any]]:
+    fill(base, online)
     hide(base, request)
     mark(base, request)
     return resolve(base)
@@ -249,12 +257,24 @@ def _fetch(base: t.Any, packages: t.Iterable[t.Any], folder: str) -> list[dict[s
     for package in packages:
         status, text = base.package_signature_check(package)
         if status:
-            raise Refused("signature", f"{package}: {text}")
+            raise Refused("signature", f"{text}, {_signature(package.localPkg())}")
         target = os.path.join(folder, os.path.basename(package.localPkg()))
         if os.path.realpath(package.localPkg()) != os.path.realpath(target):  # a repository in a folder is not copied
             shutil.copyfile(package.localPkg(), target)
         files.append({"name": package.name, "version": package.evr, "arch": package.arch, "path": target})
     return files
+
+
+def _signature(path: str) -> str:
+    """The signature of a package file as rpm describes it, with the key's id."""
+    tags = "%|RSAHEADER?{%{RSAHEADER:pgpsig}}:{%|DSAHEADER?{%{DSAHEADER:pgpsig}}:{not signed}|}|"
+    done = subprocess.run(
+        ["/usr/bin/rpm", "-qp", "--nosignature", "--qf", tags, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return done.stdout.decode("utf-8", "replace") or "signature unreadable"
 
 
 def apply(request: dict[str, t.Any]) -> dict[str, t.Any]:
