@@ -94,7 +94,7 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
     children = _start(host, request, notes)
     release = notes.attempt("os", system.identity, host) or dict.fromkeys(("id", "version_id", "codename", "family"))
     manager = notes.attempt("os.package_manager", packages.manager, host, release["family"])
-    database = _Later(notes, "driver.packages", packages.inventory, host, manager)
+    database = _Later(notes, "driver.packages", packages.inventory, host, manager, notes.unknown)
     locks = notes.attempt("health.locks", health.locks, host, notes.unknown)
     seen = {
         "schema": SCHEMA,

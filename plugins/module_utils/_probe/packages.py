@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Iterator, Sequence
 
 from . import rpm
-from .host import KIB, MIB, Host
+from .host import KIB, MIB, Host, Unreadable, reason
 
 _DPKG = "/var/lib/dpkg/status"
 _DPKG_LIMIT = 64 * MIB
@@ -78,14 +78,15 @@ def manager(host: Host, family: str | None) -> str | None:
     return next((name for name, paths in _PROGRAMS.items() if any(host.exists(path) for path in paths)), None)
 
 
-def inventory(host: Host, name: str | None) -> Inventory:
+def inventory(host: Host, name: str | None, unknown: list[dict[str, str]]) -> Inventory:
     """Read the database of this package manager; without one (SUSE), that which is there."""
     if name == "dnf" or (name is None and not host.exists(_DPKG)):
         if not any(host.is_dir(folder) for folder in _RPM_FOLDERS):
             return Inventory()
         everything = rpm.all_packages(host)
         locks = rpm.locks(host) if rpm.locks_count(host) else []
-        return Inventory(rpm_packages(everything, locks), rpm.duplicates(everything))
+        found = rpm_packages(everything, locks)
+        return Inventory(found, [*rpm.duplicates(found), *_dnf_interrupted(host, unknown)])
     if not host.exists(_DPKG):
         return Inventory()
     status = host.read_bytes(_DPKG, _DPKG_LIMIT)
@@ -98,6 +99,17 @@ def inventory(host: Host, name: str | None) -> Inventory:
             if (package["name"], package["version"]) in published:
                 package["source"] = "nvidia"
     return Inventory(found, dpkg_interrupted(status, updates))
+
+
+def _dnf_interrupted(host: Host, unknown: list[dict[str, str]]) -> list[str]:
+    """Name dnf's last transaction where it was killed and had to do with the driver."""
+    try:
+        left = rpm.unfinished(host)
+    except (OSError, ValueError, Unreadable) as error:
+        unknown.append({"what": "driver.interrupted", "why": reason(error)})
+        return []
+    names = [name for name in left[1] if is_driver_package(name)] if left else []
+    return [f"dnf transaction {left[0]} was interrupted: {', '.join(names)}"] if left and names else []
 
 
 def dpkg_packages(status: bytes, updates: Sequence[bytes] = ()) -> list[dict[str, Any]]:

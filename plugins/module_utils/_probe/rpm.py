@@ -9,7 +9,9 @@ has a format of its own in every generation.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import json
 import re
 from collections import defaultdict
 from typing import Any, Iterator, Sequence
@@ -24,12 +26,13 @@ _STREAMS = "/etc/dnf/modules.d"
 _LOCK_SETTINGS = "/etc/dnf/plugins/versionlock.conf"
 _LOCKS_4 = "/etc/dnf/plugins/versionlock.list"
 _LOCKS_5 = "/etc/dnf/versionlock.toml"
+_HISTORY = "/var/lib/dnf/history.sqlite"
+_NEVER_ENDED = 0  # trans.state, libdnf's TransactionState::UNKNOWN
+_STATE = "/var/lib/gpufleet/dnf.json"  # the role's notes; `repaired` is the number of the transaction that it finished
 _DRIVER_MODULE = "nvidia-driver"
-# Packages of which several versions are meant to be there at once (dnf's installonlypkgs).
-_SEVERAL = re.compile(r"kernel(?:-|$)|gpg-pubkey$")
 # As dnf writes a lock: name-epoch:version-release.architecture, the epoch and the architecture may be left out.
 _NEVRA = re.compile(
-    r"(?P<name>.+)-(?:(?P<epoch>\d+):)?(?P<version>\d[^-:]*)-(?P<release>[^-]+?)(?:\.(?P<arch>\*|[a-z]\w*))?$"
+    r"(?P<name>.+)-(?:(?P<epoch>\d+):)?(?P<version>\d[^-:]*)-(?P<release>[^-]+?)(?:\.(?P<arch>\*|x86_64|aarch64|noarch|i686))?$"
 )
 _TOML_VALUE = re.compile(r"""^(\w+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -55,17 +58,43 @@ def rpm_lines(text: str) -> list[dict[str, str]]:
     return found
 
 
-def duplicates(packages: list[dict[str, str]]) -> list[str]:
+def duplicates(packages: Sequence[dict[str, Any]]) -> list[str]:
     """Name the packages that are there twice: a transaction was killed between installing the new and erasing the old one."""
     versions: dict[str, list[str]] = defaultdict(list)
     for package in packages:
-        if not _SEVERAL.match(package["name"]):
-            versions[f"{package['name']}.{package['architecture']}"].append(package["version"])
+        versions[f"{package['name']}.{package['architecture']}"].append(package["version"])
     return [
-        f"{name} is installed {len(there)} times ({', '.join(there)})"
+        f"{name} is installed in {len(there)} versions: {', '.join(sorted(there))}"
         for name, there in sorted(versions.items())
         if len(there) > 1
     ]
+
+
+def unfinished(host: Host) -> tuple[int, list[str]] | None:
+    """Return number and package names of dnf4's last transaction where it never ended and nobody finished it since.
+
+    The database is read as it is: SQLite neither locks it nor looks for a journal, and so writes nothing.
+    """
+    if not host.exists(_HISTORY):
+        return None
+    import sqlite3  # pylint: disable=import-outside-toplevel  # 5 ms that only such a host has to spend
+
+    try:
+        path = re.sub(r"[%?#]", lambda match: f"%{ord(match.group()):02x}", host.at(_HISTORY))
+        with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as history:
+            last = history.execute("SELECT id, state FROM trans ORDER BY id DESC LIMIT 1").fetchone()
+            if last is None or last[1] != _NEVER_ENDED:
+                return None
+            rows = history.execute(
+                "SELECT DISTINCT name FROM trans_item JOIN rpm USING (item_id) WHERE trans_id = ? ORDER BY name LIMIT 10000",
+                last[:1],
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise Unreadable(f"{_HISTORY}: {error}") from None
+    notes = json.loads(host.text(_STATE) or "{}")
+    if isinstance(notes, dict) and notes.get("repaired") == last[0]:
+        return None
+    return last[0], [str(row[0]) for row in rows]
 
 
 def dnf(host: Host, version_id: str | None, unknown: list[dict[str, str]]) -> dict[str, Any]:

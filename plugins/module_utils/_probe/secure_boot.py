@@ -10,13 +10,11 @@ RFC 5652 (CMS) and RFC 5280 (certificates) in DER.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import os
 import re
 import struct
-import uuid
 from typing import Any, BinaryIO, Iterator
 
 from .host import KIB, MIB, Host, Unreadable, reason
@@ -26,12 +24,21 @@ _GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 _DATABASE = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
 _NON_VOLATILE = 1
+
+
+def _guid(text: str) -> bytes:
+    """A GUID as EFI writes it: the first three numbers are little-endian."""
+    first, second, third, *rest = text.split("-")
+    numbers = struct.pack("<IHH", int(first, 16), int(second, 16), int(third, 16))
+    return numbers + bytes.fromhex("".join(rest))
+
+
 # Of EFI_SIGNATURE_LIST: whole certificates, and hashes of a certificate's signed part.
-_X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
+_X509 = _guid("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 _X509_HASHES = {
-    uuid.UUID("3bd2a492-96c0-4079-b420-fcf98ef103ed").bytes_le: "sha256",
-    uuid.UUID("7076876e-80c2-4ee6-aad2-28b349a6865b").bytes_le: "sha384",
-    uuid.UUID("446dbf63-2502-4cda-bcfa-2465d2b0fe9d").bytes_le: "sha512",
+    _guid("3bd2a492-96c0-4079-b420-fcf98ef103ed"): "sha256",
+    _guid("7076876e-80c2-4ee6-aad2-28b349a6865b"): "sha384",
+    _guid("446dbf63-2502-4cda-bcfa-2465d2b0fe9d"): "sha512",
 }
 _LIST_HEADER = struct.Struct("<16sIII")
 _OWNER = 16
@@ -185,7 +192,7 @@ def _der(data: bytes) -> bytes:
     """The certificate in DER, also where the file is PEM."""
     match = _PEM.search(data)
     try:
-        certificate = base64.b64decode(match.group(1)) if match else data
+        certificate = binascii.a2b_base64(match.group(1)) if match else data
         tag, _content = next(_elements(certificate))
     except (binascii.Error, ValueError, StopIteration):
         tag = 0

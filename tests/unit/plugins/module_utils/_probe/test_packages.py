@@ -11,7 +11,7 @@ UBUNTU = "Ubuntu Core Developers <ubuntu-devel-discuss@lists.ubuntu.com>"
 
 
 def _installed(tree, manager="apt"):
-    return packages.inventory(tree.host(), manager).packages
+    return packages.inventory(tree.host(), manager, []).packages
 
 
 def test_driver_packages_are_read_from_dpkgs_status(tree):
@@ -120,6 +120,9 @@ def test_packages_that_only_sound_like_a_driver(tree, name):
         (UBUNTU, "distro"),
         ("Red Hat, Inc.", "distro"),
         ("RPM Fusion", "distro"),
+        ("Rocky Enterprise Software Foundation", "distro"),
+        ("CentOS builder@centos.org", "distro"),
+        ("The ELRepo Project", "unknown"),
         ("Somebody <me@example.org>", "unknown"),
         ("", "unknown"),
     ],
@@ -182,6 +185,107 @@ def test_rpm_packages_keep_their_epoch_and_name_their_vendor(tree):
         ("nvidia-gpu-firmware", "20250812-1.el9", "noarch", "distro"),
     ]
     assert tree.asked[0][:2] == ["rpm", "-qa"]
+
+
+def _stanza(name, status, version="580.178.04-1", maintainer=NVIDIA):
+    return f"Package: {name}\nStatus: {status}\nMaintainer: {maintainer}\nArchitecture: amd64\nVersion: {version}\n"
+
+
+def _interrupted(tree):
+    return packages.inventory(tree.host(), "apt", []).interrupted
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("install ok half-configured", "x is half-configured"),
+        ("install ok unpacked", "x is unpacked"),
+        ("install reinstreq half-installed", "x is half-installed and has to be installed again"),
+        ("hold ok triggers-pending", "x is triggers-pending"),
+        ("install ok triggers-awaited", "x is triggers-awaited"),
+        ("install reinstreq installed", "x is installed and has to be installed again"),
+    ],
+)
+def test_a_package_of_any_name_that_is_half_done_is_named(tree, status, words):
+    tree.dpkg(("x", status, "1-1", DEBIAN), ("libcuda1", "install ok installed", "1-1", NVIDIA))
+    assert _interrupted(tree) == [words]
+
+
+def test_packages_that_are_installed_held_or_gone_are_not_half_done(tree):
+    tree.dpkg(
+        ("a", "install ok installed", "1-1", DEBIAN),
+        ("b", "hold ok installed", "1-1", DEBIAN),
+        ("c", "deinstall ok config-files", "1-1", DEBIAN),
+        ("d", "purge ok not-installed", "1-1", DEBIAN),
+    )
+    assert _interrupted(tree) == []
+
+
+def test_what_a_killed_dpkg_had_not_merged_yet_is_the_truth(tree):
+    tree.dpkg(
+        ("libcuda1", "install ok half-configured", "550.163.01-2", DEBIAN),
+        ("nvidia-smi", "install ok installed", "550.163.01-2", DEBIAN),
+    )
+    tree.file("/var/lib/dpkg/updates/0000", _stanza("libcuda1", "install ok unpacked"))
+    tree.file("/var/lib/dpkg/updates/0001", _stanza("libcuda1", "install ok installed"))
+    tree.file("/var/lib/dpkg/updates/0002", _stanza("nvidia-open", "install reinstreq half-installed"))
+    tree.file("/var/lib/dpkg/updates/0003", _stanza("nvidia-smi", "purge ok not-installed"))
+    tree.file("/var/lib/dpkg/updates/tmp.i", "#padding\n" * 10)
+    assert [(package["name"], package["version"], package["state"]) for package in _installed(tree)] == [
+        ("libcuda1", "580.178.04-1", "installed"),
+        ("nvidia-open", "580.178.04-1", "half-installed"),
+    ]
+    assert _interrupted(tree) == [
+        "nvidia-open is half-installed and has to be installed again",
+        "dpkg was interrupted: 4 changes in /var/lib/dpkg/updates wait to be merged",
+    ]
+
+
+def test_the_same_package_of_two_architectures_is_two_packages(tree):
+    text = _stanza("libcuda1", "install ok installed") + "\n"
+    tree.file("/var/lib/dpkg/status", text + text.replace("amd64", "i386"))
+    assert [package["architecture"] for package in _installed(tree)] == ["amd64", "i386"]
+
+
+@pytest.mark.parametrize(
+    ("family", "files", "manager"),
+    [
+        ("debian", ["/usr/bin/apt-get", "/var/lib/dpkg/status"], "apt"),
+        (
+            "redhat",
+            ["/usr/bin/apt-get", "/var/lib/dpkg/status", "/usr/bin/dnf"],
+            "dnf",
+        ),  # a tool for .deb files is there too
+        ("debian", ["/usr/bin/apt-get", "/usr/bin/dnf"], "apt"),
+        ("suse", ["/usr/bin/zypper"], None),
+        ("arch", ["/usr/bin/dnf"], "dnf"),
+        ("redhat", [], None),
+    ],
+)
+def test_the_distribution_decides_which_package_manager_counts(tree, family, files, manager):
+    for path in files:
+        tree.file(path)
+    assert packages.manager(tree.host(), family) == manager
+
+
+def test_of_two_databases_the_package_managers_own_is_read(tree):
+    tree.dpkg(("libcuda1", "install ok installed", "1-1", NVIDIA)).folder("/var/lib/rpm")
+    tree.commands["rpm"] = "nvidia-driver\t3\t580.178.04-1.el9\tx86_64\tNVIDIA x\n"
+    assert [package["name"] for package in _installed(tree, "dnf")] == ["nvidia-driver"]
+    assert [package["name"] for package in _installed(tree, "apt")] == ["libcuda1"]
+
+
+def test_our_own_pin_at_the_exact_version(tree):
+    text = "Package: nvidia* libnvidia*\nPin: version 580.178.04-*\nPin-Priority: 1001\n"
+    (pin,) = packages.pins(tree.file("/etc/apt/preferences.d/gpufleet-nvidia", text).host())
+    assert pin == {
+        "file": "/etc/apt/preferences.d/gpufleet-nvidia",
+        "packages": "nvidia* libnvidia*",
+        "version": "580.178.04-*",
+        "pin": "version 580.178.04-*",
+        "priority": 1001,
+        "from_package": None,
+    }
 
 
 def test_a_host_without_a_package_manager_has_no_packages(tree):
