@@ -358,6 +358,18 @@ class Dnf:
             )
         if "error" in answer:
             raise DriverError(f"dnf could not change the driver's packages: {_one_line(answer['text'])}", output=output)
+        installed = self._all_installed()
+        there = {(name, p.version) for p in installed for name in (p.name, f"{p.name}.{p.architecture}")}
+        lacking = [
+            entry["name"]
+            for entry in answer["changes"]
+            if entry["after"] and (entry["name"], entry["after"]) not in there
+        ]
+        if lacking:  # dnf calls that a success
+            said = re.findall(r"^(?:error|warning): (?!Error in)(.+)$", output, re.MULTILINE)
+            raise DriverError(
+                f"rpm did not install {', '.join(lacking)}: {'; '.join(said[:2]) or _last_words(output)}", output=output
+            )
         return output
 
     def installed(self) -> list[Package]:

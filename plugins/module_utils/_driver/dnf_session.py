@@ -316,11 +316,15 @@ def _display() -> t.Any:
     class Lines(TransactionDisplay):
         """Prints what happens as lines: dnf's own display redraws one line for a terminal."""
 
+        last = ""
+
         def progress(
             self, package: t.Any, action: t.Any, ti_done: int, ti_total: int, ts_done: int, ts_total: int
         ) -> None:
-            if ti_done == ti_total and ts_total:
-                print(f"{ts_done}/{ts_total} {package}", flush=True)
+            line = f"{ts_done}/{ts_total} {package}"
+            if package and line != self.last:
+                print(line, flush=True)
+                self.last = line
 
         def scriptout(self, msgs: t.Any) -> None:
             if msgs:
