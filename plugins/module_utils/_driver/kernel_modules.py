@@ -332,7 +332,7 @@ def _problem(host: Host, release: str, version: str, flavor: str, secure_boot: b
         file = f"{folder}/{base}{part}.{ending}"
         if not host.exists(file):
             return f"{file} is missing"
-        fields = _modinfo(host, file)
+        fields = kernels.printed_fields(host.run(["modinfo", "-0", host.at(file)], _MODINFO_LIMIT))
         if fields.get("version", version) != version:
             return f"{file} is version {fields['version']}, not {version}"
         built_for = fields.get("vermagic", "").partition(" ")[0]
@@ -345,12 +345,3 @@ def _problem(host: Host, release: str, version: str, flavor: str, secure_boot: b
     if f"{path.partition(f'/{release}/')[2]}:" not in listed:
         return f"modules.dep does not list {path}; depmod {release} mends that"
     return ""
-
-
-def _modinfo(host: Host, path: str) -> dict[str, str]:
-    """Return the fields of a module; the first of a name counts."""
-    fields: dict[str, str] = {}
-    for entry in host.run(["modinfo", "-0", host.at(path)], _MODINFO_LIMIT).split("\0"):
-        name, _colon, value = entry.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    return fields

@@ -190,7 +190,7 @@ def module_facts(host: Host, path: str) -> dict[str, str | None]:
         if host.exists(sibling):
             path = sibling
     if packed == ".zst":
-        fields = _printed(host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT))
+        fields = printed_fields(host.run(["modinfo", "-0", host.at(path)], _COMMAND_LIMIT))
         return {**_facts(fields), "signer": fields.get("signer") or ("signed" if fields.get("sig_id") else None)}
     with host.open(path) as file:
         content = _unpacked(file, packed) if packed else file
@@ -205,12 +205,13 @@ def _facts(fields: dict[str, str]) -> dict[str, str | None]:
     return {"version": version, "flavor": flavor}
 
 
-def _printed(text: str) -> dict[str, str]:
-    """Fields as ``modinfo -0`` prints them: "name:   value", each ended by NUL; the first of a name counts."""
+def printed_fields(text: str) -> dict[str, str]:
+    """Fields as ``modinfo -0`` prints them: "name=value" ("filename: value" comes first), each ended by NUL; the first of a name counts."""
     fields: dict[str, str] = {}
     for entry in text.split("\0"):
-        name, _colon, value = entry.partition(":")
-        fields.setdefault(name.strip(), value.strip())
+        match = re.match(r"([^=:]+)[=:]\s*(.*)", entry, re.DOTALL)
+        if match:
+            fields.setdefault(match.group(1), match.group(2).strip())
     return fields
 
 

@@ -383,7 +383,7 @@ def host(tmp_path):
         fields = json.loads(Path(argv[-1]).read_text())
         if not fields:
             raise Unreadable("the command ended with status 1")
-        return "".join(f"{name}:   {value}\0" for name, value in fields.items())
+        return f"filename:   {argv[-1]}\0" + "".join(f"{name}={value}\0" for name, value in fields.items())
 
     return Host(root=str(tmp_path), run=modinfo)
 
