@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 import typing as t
+import weakref
 from pathlib import Path
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import health
@@ -102,6 +103,8 @@ class Apt:
         self._undo: dict[str, bytes | None] = {}
         self._work = Path(root + _WORK)
         self._begin()
+        # At the latest when the module ends: nothing of this call stays, above all no password.
+        weakref.finalize(self, shutil.rmtree, self._work, ignore_errors=True)
 
     def _begin(self) -> None:
         """Make the folder that steers this call, without what a killed call left there."""
@@ -123,10 +126,6 @@ class Apt:
             path = self._work / "apt.conf"
             _write(str(path), "\n".join([*lines, ""]).encode(), 0o600)
             self._options.append(f"--config-file={path}")
-
-    def close(self) -> None:
-        """Leave nothing of this call behind."""
-        shutil.rmtree(self._work, ignore_errors=True)
 
     # ---- locks and half-done work -------------------------------------------------------------------------------------
 

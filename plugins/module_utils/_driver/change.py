@@ -184,7 +184,7 @@ class Flow:
                 self._replace()
             elif "driver.modules" in self.actions:
                 with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
-                    step.changed = self._prove_modules()
+                    self._prove_modules(step)
             if "driver.nouveau" in self.actions:
                 self._block_nouveau()
             if {"driver.packages", "driver.freeze"} & set(self.actions):
@@ -494,12 +494,12 @@ class Flow:
                     step.changed = True
                     self.manager.install(self.request.transaction, self._folder)
             with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
-                step.changed = self._prove_modules()
+                self._prove_modules(step)
         except DriverError as error:
             self._restore(error, target, before, changes, configuration, journal, serving)
 
-    def _prove_modules(self) -> bool:
-        """See that every kernel has its module, and build what is missing. Return whether anything was built."""
+    def _prove_modules(self, step: Step) -> None:
+        """See that every kernel has its module, and build what is missing."""
         version = self._installed_version()
         if self.request.branch and not version.startswith(f"{self.request.branch}."):
             raise DriverError(
@@ -508,10 +508,9 @@ class Flow:
                 ' "dnf versionlock list") on the host.'
             )
         lacking = self._lacking(version)
-        built = False
         failures: list[kernel_modules.Failure] = []
         if lacking and self.request.module_build == "dkms":
-            built = True
+            step.changed = True
             failures = kernel_modules.build(
                 self._run, sorted(lacking), version, self.options.time_limit, self._host.root
             )
@@ -529,7 +528,6 @@ class Flow:
                 f" {kernel_modules.explain(failures) if failures else kernel_modules.WAYS_OUT}",
                 kernels=list(lacking),
             )
-        return built
 
     def _lacking(self, version: str) -> dict[str, str]:
         return kernel_modules.lacking(
@@ -739,7 +737,7 @@ class Flow:
                     raise DriverError(f"Generation {target.n} (driver {version}) was not installed completely.")
             if target.packages:
                 with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
-                    step.changed = self._prove_modules()
+                    self._prove_modules(step)
         except DriverError as error:
             self._restore(error, present, before, (), configuration, journal, serving)
         self._freeze()
