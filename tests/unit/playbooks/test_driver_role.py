@@ -80,7 +80,7 @@ _HARMLESS = {"copy", "debug", "fail", "file", "include_tasks", "set_fact", "slur
 
 _DEFAULTS = {
     "nvidia_driver_mok_password": "", "nvidia_driver_way_back_required": True, "nvidia_driver_reboot_notice": 60,
-    "nvidia_driver_drain_command": [], "nvidia_driver_undrain_command": [],
+    "nvidia_driver_drain_command": [], "nvidia_driver_undrain_command": [], "nvidia_driver_keep": 3,
 }  # fmt: skip
 STAGE = {"id": "driver.stage", "disruptive": False, "data": {}}
 PACKAGES = {"id": "driver.packages", "disruptive": True, "data": {}}
