@@ -70,7 +70,11 @@ def _blocked_since(host: Host) -> Iterator[int]:
     for folder in _MODPROBE:
         for name in host.names(folder):
             path = f"{folder}/{name}"
-            if name.endswith(".conf") and host.exists(path) and _BLOCKED.search(host.text(path, MIB) or ""):
+            if (
+                not name.endswith(".conf") or host.resolve(path) == "/dev/null"
+            ):  # which is how a file of a package is masked
+                continue
+            if _BLOCKED.search(host.text(path, MIB) or ""):
                 link = host.lstat(path)
                 target = os.stat(host.at(path))
                 yield max(target.st_ctime_ns, link.st_ctime_ns if link else 0)

@@ -21,6 +21,7 @@ _INDEX_VERSION = re.compile(rb"\nVersion: ([^\n]+)")
 _UPDATES = "/var/lib/dpkg/updates"
 _RPM_FOLDERS = ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
 _PROGRAMS = {"apt": ("/usr/bin/apt-get",), "dnf": ("/usr/bin/dnf", "/usr/bin/dnf5", "/usr/bin/microdnf")}
+_DATABASES = {"apt": (_DPKG,), "dnf": _RPM_FOLDERS}
 _USUAL = {"debian": "apt", "redhat": "dnf"}
 
 # The names of the driver's packages in Debian, Ubuntu, RHEL, Fedora, RPM Fusion, SUSE and NVIDIA's own repositories.
@@ -74,20 +75,20 @@ def manager(host: Host, family: str | None) -> str | None:
     """Return apt or dnf: what the distribution uses, whichever other database is there too; else what is there; or None."""
     usual = _USUAL.get(family or "")
     if usual:
-        return usual if any(host.exists(path) for path in (*_PROGRAMS[usual], _DPKG, *_RPM_FOLDERS)) else None
+        return usual if any(host.lstat(path) for path in (*_PROGRAMS[usual], *_DATABASES[usual])) else None
     return next((name for name, paths in _PROGRAMS.items() if any(host.exists(path) for path in paths)), None)
 
 
 def inventory(host: Host, name: str | None, unknown: list[dict[str, str]]) -> Inventory:
     """Read the database of this package manager; without one (SUSE), that which is there."""
-    if name == "dnf" or (name is None and not host.exists(_DPKG)):
+    if name == "dnf" or (name is None and host.lstat(_DPKG) is None):
         if not any(host.is_dir(folder) for folder in _RPM_FOLDERS):
             return Inventory()
         everything = rpm.all_packages(host)
         locks = rpm.locks(host) if rpm.locks_count(host) else []
         found = rpm_packages(everything, locks)
         return Inventory(found, [*rpm.duplicates(found), *_dnf_interrupted(host, unknown)])
-    if not host.exists(_DPKG):
+    if host.lstat(_DPKG) is None:
         return Inventory()
     status = host.read_bytes(_DPKG, _DPKG_LIMIT)
     # dpkg keeps what it changed last in files of their own until it merges them: after a kill these hold the truth.

@@ -97,11 +97,11 @@ def describe(host: Host, held: dict[int, set[str]], compute_pids: Collection[int
 
 
 def container_of(host: Host, pid: int) -> str | None:
-    """Return the id (shortened) or name of the container that a process runs in, by its control group."""
-    match = _CONTAINER.search(host.text(f"/proc/{pid}/cgroup", 64 * KIB) or "")
-    if not match:
-        return None
-    return match.group(1)[:_SHORT_ID] if match.group(1) else match.group(2) or match.group(3)
+    """Return the id (shortened) or name of the innermost container that a process runs in, by its control group."""
+    found = None
+    for identity, *names in _CONTAINER.findall(host.text(f"/proc/{pid}/cgroup", 64 * KIB) or ""):
+        found = identity[:_SHORT_ID] or "".join(names)
+    return found
 
 
 def _devices(folder: str) -> tuple[set[str], int]:

@@ -113,6 +113,86 @@ def test_no_reboot_is_asked_for_by_other_packages(tree):
     assert driver.reboot_asked_for(tree.host()) is True
 
 
+GPU = {"pci_address": "0000:01:00.0", "kernel_driver": "nvidia"}
+
+
+def test_device_nodes_are_those_that_programs_open(tree):
+    assert driver.device_nodes(tree.host(), []) == {
+        "/dev/nvidiactl": False,
+        "/dev/nvidia-uvm": False,
+        "/dev/nvidia-uvm-tools": False,
+    }
+    tree.file("/dev/nvidiactl").file("/dev/nvidia1")
+    tree.file("/proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t\t X\nDevice Minor: \t 1\n")
+    found = driver.device_nodes(tree.host(), [GPU, {**GPU, "pci_address": "0000:02:00.0"}])
+    assert found == {
+        "/dev/nvidiactl": True,
+        "/dev/nvidia-uvm": False,
+        "/dev/nvidia-uvm-tools": False,
+        "/dev/nvidia1": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("bound", "mode", "guest", "files", "kind"),
+    [
+        ("nvidia", None, False, [], None),
+        ("vfio-pci", None, False, [], "passthrough"),
+        ("pciback", None, False, [], "passthrough"),
+        ("nvidia", 1, True, ["/usr/bin/nvidia-gridd"], None),  # a guest with a whole GPU is served like any other
+        ("nvidia", 2, True, [], "vgpu"),
+        ("nvidia", 3, False, [], "vgpu"),
+        ("nvidia", None, False, ["/sys/bus/pci/devices/0000:01:00.0/mdev_supported_types/nvidia-256/name"], "vgpu"),
+        (None, None, True, ["/usr/bin/nvidia-gridd"], "vgpu"),
+        (None, None, False, ["/usr/bin/nvidia-gridd"], None),
+    ],
+)
+def test_gpus_that_are_shared_or_given_away(tree, bound, mode, guest, files, kind):
+    for path in files:
+        tree.file(path)
+    assert driver.virtual(tree.host(), {**GPU, "kernel_driver": bound}, mode, guest) == kind
+
+
+def test_what_is_staged_is_said_without_the_rest(tree):
+    assert driver.staged(tree.host()) is None
+    text = '{"branch": 580, "flavor": "open", "version": "580.178.04", "packages": "sha256", "files": [1]}'
+    assert driver.staged(tree.file("/var/lib/gpufleet/staged/transaction.json", text).host()) == {
+        "branch": 580,
+        "flavor": "open",
+        "version": "580.178.04",
+        "packages": "sha256",
+    }
+
+
+GENERATION = """{"schema": 1, "n": %d, "created": "2026-11-22T19:00:00Z", "default_kernel": null, "configuration": {},
+"driver": {"branch": 550, "version": "550.163.01", "flavor": "open", "source": "distro"},
+"packages": [{"name": "libcuda1", "version": "550.163.01-2", "architecture": "amd64", "file": "libcuda1.deb", "sha256": "x"}],
+"environments": {"base": "2.9.1-cu128-1a2b3c4d"}}"""
+STORE = "/var/lib/gpufleet/generations"
+
+
+def test_generations_that_are_whole_are_ways_back_and_others_are_named(tree):
+    unknown = []
+    for number in (10, 9, 8, 7):
+        tree.file(f"{STORE}/{number}/generation.json", GENERATION % number)
+        if number != 8:
+            tree.file(f"{STORE}/{number}/packages/libcuda1.deb")
+    tree.file(f"{STORE}/7/generation.json", '{"driver": []}').folder(f"{STORE}/11.partial").folder(f"{STORE}/12")
+    assert driver.generations(tree.host(), unknown) == [
+        {
+            "n": number,
+            "branch": 550,
+            "version": "550.163.01",
+            "flavor": "open",
+            "created": "2026-11-22T19:00:00Z",
+            "environments": {"base": "2.9.1-cu128-1a2b3c4d"},
+        }
+        for number in (9, 10)
+    ]
+    assert [entry["what"] for entry in unknown] == ["driver.generations[7]", "driver.generations[8]"]
+    assert "lacks libcuda1.deb" in unknown[1]["why"]
+
+
 def test_the_journal_is_returned_as_written(tree):
     assert driver.journal(tree.host()) is None
     assert driver.journal(tree.file("/var/lib/gpufleet/driver.json", '{"branch": 580}').host()) == {"branch": 580}

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
 import sys
 
+import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import health
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 
 LOCK = "/var/lib/dpkg/lock-frontend"
 HOLD = "import fcntl,sys; f=open(sys.argv[1],'r+'); fcntl.lockf(f,fcntl.LOCK_EX); print('held',flush=True); sys.stdin.read()"
+
+
+@contextlib.contextmanager
+def _held(tree, path):
+    """Another process holds the lock; its number."""
+    argv = [sys.executable, "-c", HOLD, str(tree.path(path))]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            yield holder.pid
+        finally:
+            holder.communicate()
 
 
 def test_disk_is_measured_where_the_root_will_be(tree):
@@ -23,17 +37,11 @@ def test_disk_is_measured_where_the_root_will_be(tree):
 
 def test_a_held_lock_is_found_with_its_holder_and_a_free_one_is_not(tree):
     tree.file(LOCK).file("/var/lib/dpkg/lock").folder("/proc")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tree.path(LOCK))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        tree.process(holder.pid, "unattended-upgr")
+    with _held(tree, LOCK) as holder:
+        tree.process(holder, "unattended-upgr")
         assert health.locks(tree.host(), []) == [
-            {"path": LOCK, "holder": f"unattended-upgr (process {holder.pid})"},
+            {"path": LOCK, "holder": f"unattended-upgr (process {holder})"},
         ]
-    finally:
-        holder.communicate()
     assert health.locks(tree.host(), []) == []
 
 
@@ -64,3 +72,23 @@ def test_the_clock_is_in_time_when_timesyncd_says_so(tree):
 
 def test_the_kernel_is_asked_about_the_clock():
     assert health.clock_synchronized(Host()) in (True, False)
+
+
+def test_a_lock_behind_a_link_is_named_once(tree):
+    tree.file("/usr/lib/sysimage/rpm/.rpm.lock").link("/var/lib/rpm", "/usr/lib/sysimage/rpm").folder("/proc")
+    with _held(tree, "/usr/lib/sysimage/rpm/.rpm.lock"):
+        assert [lock["path"] for lock in health.locks(tree.host(), [])] == ["/usr/lib/sysimage/rpm/.rpm.lock"]
+
+
+@pytest.mark.parametrize(
+    ("path", "who"),
+    [
+        ("/var/lib/dpkg/lock-frontend", "apt (process 7)"),
+        ("/usr/lib/sysimage/rpm/.rpm.lock", "apt (process 7)"),
+        ("/var/lib/apt/lists/lock", None),  # apt-get update
+        ("/var/cache/dnf/metadata_lock.pid", None),  # dnf makecache
+    ],
+)
+def test_only_some_locks_mean_that_packages_change(path, who):
+    assert health.changing_packages([{"path": path, "holder": "apt (process 7)"}]) == who
+    assert health.changing_packages([]) is None

@@ -69,6 +69,76 @@ def test_a_drop_in_overrides_grubs_default(tree):
     assert kernels.default_kernel(tree.host(), ["6.2", "6.1"]) == "6.1"
 
 
+EL = ["5.14.0-570.12.1.el9_6.x86_64", "5.14.0-503.el9.x86_64"]
+ID = "4f3c0000000000000000000000000001"
+
+
+def _el(tree, saved, settings="GRUB_DEFAULT=saved\nGRUB_ENABLE_BLSCFG=true\n"):
+    for release in EL:
+        text = f"title Rocky Linux ({release}) 9.6\nversion {release}\nlinux /vmlinuz-{release}\noptions $kernelopts\n"
+        tree.file(f"/boot/loader/entries/{ID}-{release}.conf", text).file(f"/boot/vmlinuz-{release}")
+    tree.file(f"/boot/loader/entries/{ID}-0-rescue.conf", "title rescue\nversion 0-rescue\n")
+    tree.file(f"/boot/vmlinuz-0-rescue-{ID}").file("/etc/default/grub", settings)
+    return tree.file("/boot/grub2/grubenv", f"# GRUB Environment Block\n{saved}####\n")
+
+
+@pytest.mark.parametrize(
+    ("saved", "default"),
+    [
+        (f"saved_entry={ID}-{EL[1]}\n", EL[1]),
+        (f"saved_entry={ID}-{EL[0]}\nboot_success=0\n", EL[0]),
+        ("saved_entry=1\n", EL[1]),
+        ("saved_entry=0\n", EL[0]),
+        ("saved_entry=7\n", None),
+        ("", EL[0]),
+        (f"saved_entry={ID}-{EL[0]}\nnext_entry={ID}-{EL[1]}\n", EL[1]),
+        (f"saved_entry={ID}-{EL[1]}\nnext_entry=\n", EL[1]),
+        (f"saved_entry={ID}-0-rescue\n", None),
+    ],
+)
+def test_the_kernel_that_red_hats_loader_entries_boot(tree, saved, default):
+    assert kernels.default_kernel(_el(tree, saved).host(), EL) == default
+
+
+def test_kernels_of_an_el_machine_with_headers_from_kernel_devel(tree):
+    _el(tree, f"saved_entry={ID}-{EL[1]}\n").file("/proc/sys/kernel/osrelease", f"{EL[1]}\n")
+    tree.link(f"/lib/modules/{EL[0]}/build", f"/usr/src/kernels/{EL[0]}")  # kernel-core's link, without kernel-devel
+    tree.link(f"/lib/modules/{EL[1]}/build", f"/usr/src/kernels/{EL[1]}").file(f"/usr/src/kernels/{EL[1]}/Makefile")
+    assert kernels.kernels(tree.host()) == [
+        {"release": EL[0], "running": False, "default": False, "headers": False},
+        {"release": EL[1], "running": True, "default": True, "headers": True},
+    ]
+
+
+def test_loader_entries_that_cannot_be_understood_are_left_out(tree):
+    tree.file("/boot/loader/entries/a.conf", b"\xff\xfe garbage").file("/boot/loader/entries/b.txt", "version 6.1\n")
+    assert kernels.loader_entries(tree.file("/boot/loader/entries/c.conf", "version 6.2\n").host()) == {"c": "6.2"}
+
+
+# A module's end as the kernel's sign-file makes it; the signature itself is read in test_secure_boot.
+SIGNED = b"\x30\x00" + bytes([0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 2]) + b"~Module signature appended~\n"
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz", ".gz"])
+def test_a_signed_module_is_known_as_one_packed_or_not(tree, module_file, suffix):
+    path = f"{K}/extra/nvidia.ko{suffix}"
+    tree.file(path, _packed(path, module_file(OPEN) + SIGNED))
+    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": "open", "signer": "signed"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "signer"),
+    [
+        ("signer:  Canonical Ltd. Kernel Module Signing\0", "Canonical Ltd. Kernel Module Signing"),
+        ("sig_id: PKCS#7\0", "signed"),
+    ],
+)
+def test_modinfo_names_the_signer_of_what_only_it_can_unpack(tree, printed, signer):
+    path = f"{K}/kernel/nvidia-580-open/nvidia.ko.zst"
+    tree.file(path).commands["modinfo"] = f"version: 580.95.05\0license: Dual MIT/GPL\0{printed}"
+    assert kernels.module_facts(tree.host(), path)["signer"] == signer
+
+
 def _packed(name, data):
     if name.endswith(".xz"):
         return lzma.compress(data, check=lzma.CHECK_CRC32)
@@ -93,9 +163,9 @@ def test_zstd_is_left_to_modinfo(tree):
     path = f"{K}/updates/dkms/nvidia.ko.zst"
     tree.file(path, b"\x28\xb5\x2f\xfd")
     tree.commands["modinfo"] = (
-        "filename:       /x.ko.zst\0version:        580.95.05\0license:        Dual MIT/GPL\0srcversion:  A\0"
+        "filename:       /x.ko.zst\0version=580.95.05\0license=Dual MIT/GPL\0srcversion=A\0sig_id=PKCS#7\0signer=a: b\0sig_key=12:50\0"
     )
-    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": "open", "signer": None}
+    assert kernels.module_facts(tree.host(), path) == {"version": "580.95.05", "flavor": "open", "signer": "a: b"}
     assert tree.asked == [["modinfo", "-0", str(tree.path(path))]]
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import pci_ids
-from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import libcuda, nvml
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import health, libcuda, nvml
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host, Unreadable
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe import Request, observe
 from hypothesis import HealthCheck, given, settings
@@ -141,6 +141,63 @@ def test_a_served_gpu_is_described_by_nvml_and_the_bus(debian, answers, module_f
     assert (seen["driver"]["source"], seen["driver"]["cuda_api"]) == ("nvidia", "13.0")
     assert (seen["driver"]["mismatch"], seen["driver"]["reboot_required"]) == (False, False)
     assert seen["unknown"] == []
+
+
+def test_a_red_hat_machine_as_a_whole(tree, answers, module_file):
+    release = "5.14.0-570.12.1.el9_6.x86_64"
+    answers["nvml"] = _nvml({**RTX_5070, "virtualization_mode": 0})
+    tree.file("/etc/os-release", 'ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.6"\n')
+    tree.file("/proc/sys/kernel/osrelease", f"{release}\n").folder("/sys/bus/pci/devices").folder("/var/lib/rpm")
+    tree.file("/usr/bin/dnf").file("/usr/bin/dracut").file("/var/lib/dpkg/status").folder("/etc/apt")
+    tree.file(f"/boot/vmlinuz-{release}").file(f"/boot/loader/entries/x-{release}.conf", f"version {release}\n")
+    tree.file(f"/boot/initramfs-{release}.img").file("/boot/grub2/grubenv", f"saved_entry=x-{release}\n")
+    tree.file("/etc/default/grub", "GRUB_DEFAULT=saved\n").file("/etc/modprobe.d/b.conf", "blacklist nouveau\n")
+    module = module_file({"version": "580.178.04", "license": "Dual MIT/GPL"})
+    tree.file(f"/lib/modules/{release}/extra/drivers/video/nvidia/nvidia.ko", module)
+    tree.commands["rpm"] = "nvidia-driver-cuda-libs\t3\t580.178.04-1.el9\tx86_64\tNVIDIA x\n"
+    tree.loaded("580.178.04").userspace("580.178.04", "/usr/lib64").gpu(driver="nvidia")
+    seen = observe(tree.host(), Request())
+    assert (seen["os"]["package_manager"], seen["os"]["apt"], seen["os"]["initramfs"]) == ("dnf", None, "dracut")
+    assert seen["os"]["dnf"] == {
+        "repositories": [],
+        "streams": {"nvidia-driver": None},
+        "versionlock": False,
+        "excludes": [],
+    }
+    assert [(kernel["release"], kernel["default"]) for kernel in seen["os"]["kernels"]] == [(release, True)]
+    driver = seen["driver"]
+    assert (driver["branch"], driver["source"], driver["interrupted"]) == (580, "nvidia", [])
+    assert driver["modules_by_kernel"][release]["signer"] is None
+    assert driver["nouveau_in_initramfs"] == {release: True}  # it is older than the block list
+    assert driver["virtual"] == {"0000:01:00.0": None}
+    assert driver["device_nodes"]["/dev/nvidia-uvm"] is False
+    assert seen["unknown"] == []
+
+
+def test_what_is_being_done_is_not_half_done(debian, monkeypatch):
+    debian.dpkg(("libcuda1", "install ok unpacked", "580.95.05-1", NVIDIA))
+    assert observe(debian.host(), Request())["driver"]["interrupted"] == ["libcuda1 is unpacked"]
+    held = [{"path": "/var/lib/dpkg/lock", "holder": "apt (process 812)"}]
+    monkeypatch.setattr(health, "locks", lambda host, unknown: held)
+    seen = observe(debian.host(), Request())
+    assert seen["driver"]["interrupted"] is None
+    assert seen["unknown"] == [{"what": "driver.interrupted", "why": "apt (process 812) changes packages right now"}]
+
+
+def test_a_database_that_cannot_be_read_leaves_packages_and_their_state_unknown(debian):
+    debian.path("/var/lib/dpkg/status").unlink()
+    debian.link("/var/lib/dpkg/status", "status")
+    driver = observe(debian.file("/usr/bin/apt-get").host(), Request())["driver"]
+    assert (driver["packages"], driver["interrupted"]) == (None, None)
+
+
+def test_a_gpu_that_is_given_to_a_guest_and_one_that_is_shared(debian, answers):
+    answers["nvml"] = _nvml({**RTX_5070, "virtualization_mode": 3})
+    debian.loaded().gpu(driver="nvidia").gpu("0000:02:00.0", "2204", driver="vfio-pci")
+    assert observe(debian.host(), Request())["driver"]["virtual"] == {
+        "0000:01:00.0": "vgpu",
+        "0000:02:00.0": "passthrough",
+    }
 
 
 def test_user_space_that_is_newer_than_the_loaded_module_is_a_mismatch(debian, answers):
@@ -322,6 +379,16 @@ def test_a_real_unprivileged_user_gets_an_observation():
         "/etc/default/grub",
         "/run/reboot-required.pkgs",
         "/proc/net/unix",
+        "/etc/crypttab",
+        "/etc/modprobe.d/gpufleet-nouveau.conf",
+        "/proc/self/mountinfo",
+        "/run/systemd/sessions/3",
+        "/run/systemd/inhibit/3",
+        "/var/lib/dpkg/updates/0000",
+        "/var/lib/dkms/mok.pub",
+        "/var/lib/gpufleet/staged/transaction.json",
+        "/var/lib/gpufleet/generations/1/generation.json",
+        "/sys/firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23",
         "/sys/bus/pci/devices/0000:01:00.0/vendor",
         "/opt/gpufleet/envs/base/stamps/2.9.1-cu128-1a2b3c4d.json",
         "/opt/gpufleet/envs/base/releases/2.9.1-cu128-1a2b3c4d/pyvenv.cfg",
@@ -330,7 +397,7 @@ def test_a_real_unprivileged_user_gets_an_observation():
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "garbage", "huge"])
 def test_a_broken_file_costs_its_own_key_and_never_the_observation(debian, answers, broken, kind):
     answers["nvml"] = _nvml()
-    debian.gpu().loaded().environment()
+    debian.loaded().environment().file("/var/lib/dkms/mok.pub", b"\x30\x03\x30\x01\x00")
     path = debian.path(broken)
     path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(path):
@@ -402,6 +469,37 @@ _PATHS = [
     "/opt/gpufleet/envs/base/stamps/r.manifest",
     "/run/zypp.pid",
     "/var/lib/dpkg/lock",
+    "/usr/bin/dnf",
+    "/var/lib/rpm/.rpm.lock",
+    "/var/lib/dnf/history.sqlite",
+    "/etc/dnf/dnf.conf",
+    "/etc/dnf/modules.d/nvidia-driver.module",
+    "/etc/dnf/plugins/versionlock.list",
+    "/etc/dnf/plugins/versionlock.conf",
+    "/etc/dnf/versionlock.toml",
+    "/etc/yum.repos.d/x.repo",
+    "/var/lib/dpkg/updates/0001",
+    "/boot/loader/entries/x.conf",
+    "/boot/grub2/grubenv",
+    "/boot/initrd.img-6.1.0-31-amd64",
+    "/etc/modprobe.d/x.conf",
+    "/etc/crypttab",
+    "/proc/self/mountinfo",
+    "/proc/self/cgroup",
+    "/proc/77/cgroup",
+    "/proc/cmdline",
+    "/sys/class/block/dm-0/dm/uuid",
+    "/sys/class/block/dm-0/slaves",
+    "/run/utmp",
+    "/run/systemd/sessions/c1",
+    "/run/systemd/inhibit/1",
+    "/sys/firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23",
+    "/sys/firmware/efi/efivars/MokNew-605dab50-e046-4300-abb6-3dd810dd8b23",
+    "/var/lib/dkms/mok.pub",
+    "/etc/dkms/framework.conf",
+    "/proc/driver/nvidia/gpus/0000:01:00.0/information",
+    "/var/lib/gpufleet/staged/transaction.json",
+    "/var/lib/gpufleet/generations/1/generation.json",
 ]
 _WORDS = [
     b"0x10de",
@@ -422,6 +520,21 @@ _WORDS = [
     b"77",
     b"1 a\n-> b\tc\n? d\n",
     b"__version__ = '",
+    b"ID_LIKE=rhel\n",
+    b"[main]\nenabled=",
+    b"[a]\nbaseurl=$",
+    b"[[packages]]\nname = 'x'\n",
+    b"!nvidia-1-",
+    b"saved_entry=x\n",
+    b"version 6.1.0-31-amd64\n",
+    b"30 1 253:0 / / rw - ext4 /dev/dm-0 rw\n",
+    b"CRYPT-LUKS2-",
+    b"blacklist nouveau\n",
+    b"TYPE=x11\nUSER=\\xzz\n",
+    b"WHAT=shutdown\nMODE=block\n",
+    b"\x30\x03\x30\x01\x00",
+    b"~Module signature appended~\n",
+    b'{"driver": {}, "packages": [], "created": []}',
 ]
 _CONTENT = st.one_of(
     st.binary(max_size=80), st.sampled_from(_WORDS), st.lists(st.sampled_from(_WORDS), max_size=4).map(b"".join)

@@ -93,3 +93,33 @@ def test_a_host_with_too_many_open_files_is_given_up(tree, monkeypatch):
     monkeypatch.setattr(proc, "_OPEN_FILES", 5)
     with pytest.raises(Unreadable, match="more than 5 open files"):
         proc.holders(tree.process(10, "x", *["/dev/null"] * 4).process(11, "y", *["/dev/null"] * 4).host(), [])
+
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("group", "container"),
+    [
+        (f"0::/system.slice/docker-{HEX}.scope\n", "0123456789ab"),
+        (f"12:devices:/docker/{HEX}\n11:cpu:/\n", "0123456789ab"),
+        (f"0::/machine.slice/libpod-{HEX}.scope/container\n", "0123456789ab"),
+        (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{HEX}.scope\n", "0123456789ab"),
+        (f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{HEX}.scope\n", "0123456789ab"),
+        ("0::/lxc.payload.build/init.scope\n", "build"),
+        ("0::/machine.slice/systemd-nspawn@trixie.service/payload\n", "trixie"),
+        ("0::/user.slice/user-1000.slice/session-3.scope\n", None),
+        ("0::/system.slice/docker.service\n", None),
+        ("0::/\n", None),
+        ("", None),
+    ],
+)
+def test_the_container_that_a_process_runs_in(tree, group, container):
+    assert proc.container_of(tree.file("/proc/77/cgroup", group).host(), 77) == container
+
+
+def test_on_a_host_that_is_a_container_itself_only_containers_inside_count(tree):
+    ours, inner = f"0::/docker/{HEX}\n", f"0::/docker/{HEX}/docker/{HEX[::-1]}\n"
+    tree.process(7, "python", "/dev/nvidia-uvm").process(8, "python", "/dev/nvidia-uvm")
+    tree.file("/proc/1/cgroup", ours).file("/proc/7/cgroup", ours).file("/proc/8/cgroup", inner)
+    assert [entry["container"] for entry in proc.gpu_processes(tree.host(), [], [])] == [None, "fedcba987654"]
