@@ -22,7 +22,7 @@ pytestmark = [
 
 HEAD = """
 from pathlib import Path
-from ansible_collections.gpufleet.workstation.plugins.module_utils._driver import commands, kernel_modules, secure_boot
+from ansible_collections.gpufleet.workstation.plugins.module_utils._driver import commands, initramfs, kernel_modules, secure_boot
 from ansible_collections.gpufleet.workstation.plugins.module_utils._driver.model import Package, PackageFile
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 """
@@ -76,6 +76,14 @@ def stand_in(host) -> str:
         host.write(path, "\n".join([*lines, ""]).encode())
     host.run("dpkg-deb --build /root/stand-in /root/stand-in.deb")
     return "/root/stand-in.deb"
+
+
+NOUVEAU = (
+    HEAD
+    + """
+print(json.dumps(initramfs.loads_nouveau(Host(), commands.run, values["kernel"])))
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +169,24 @@ def test_the_key_is_staged_with_debians_mokutil_in_simulated_firmware(host):
     assert "already in the enrollment request" in staged["text"]
     assert [name for name in host.run(f"ls {folder}").split() if name.startswith("Mok")] != []
     assert host.python(STAGE, variables=folder)["changed"] is False
+
+
+def test_a_real_image_loads_nouveau_until_it_holds_the_block_list(host):
+    image = f"/boot/initrd.img-{host.kernel}"
+    make = f"mkinitramfs -o {image} {host.kernel} 2>/root/mkinitramfs.log"
+    host.run("cp -a /etc/initramfs-tools /root/initramfs-tools")
+    host.run(
+        "sed -i 's/^MODULES=.*/MODULES=list/' /etc/initramfs-tools/initramfs.conf && echo nouveau >> /etc/initramfs-tools/modules"
+    )
+    try:
+        host.run(make)
+        assert host.python(NOUVEAU, kernel=host.kernel) is True
+        host.write("/etc/modprobe.d/gpufleet-nouveau.conf", b"blacklist nouveau\nblacklist nova_core\n")
+        assert host.python(NOUVEAU, kernel=host.kernel) is True  # on the host, and not yet in the image
+        host.run(make)
+        assert host.python(NOUVEAU, kernel=host.kernel) is False
+    finally:
+        host.run(
+            "rm -rf /etc/initramfs-tools /etc/modprobe.d/gpufleet-nouveau.conf && mv /root/initramfs-tools /etc/initramfs-tools"
+        )
+        host.run(f"update-initramfs -u -k {host.kernel}")
