@@ -186,6 +186,40 @@ def test_module_streams_hold_their_branch_and_flavor_only():
     assert found["rhel10"].streams == {}
 
 
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize(
+    ("file", "name", "known"), [("debian", "bookworm", ()), ("debian", "trixie", ()), ("ubuntu", "noble", ())]
+)
+def test_every_dependency_in_a_simulated_archive_is_in_it(file, name, known):
+    made = in_repository(file, name)
+    provided = {name for name, _version in made}
+    for package in made.values():
+        provided |= {relation.split(" ")[0] for relation in package.relations.get("Provides", [])}
+    for package in made.values():
+        for relation in [*package.relations.get("Depends", []), *package.relations.get("Pre-Depends", [])]:
+            assert any(word.split(" ")[0] in provided for word in relation.split(" | ")), (package.name, relation)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_debians_own_modules_have_debians_names_and_are_known_not_to_compile():
+    source = in_repository("debian", "trixie")["nvidia-open-kernel-dkms", "550.163.01-2"]
+    text = source.files["/usr/src/nvidia-current-open-550.163.01/dkms.conf"].decode()
+    assert 'PACKAGE_NAME="nvidia-current-open"' in text
+    assert 'SANDBOX_FAILS_ON="6.12.107*"' in text
+    assert ("nvidia-kernel-open-dkms", "550.163.01-2") not in in_repository("debian", "trixie")
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_ubuntus_compiled_modules_are_signed_and_dkms_ones_are_not():
+    player, made = simulator(), in_repository("ubuntu", "noble")
+    package = made["linux-modules-nvidia-580-open-6.8.0-90-generic", "6.8.0-90.91"]
+    module = package.files["/lib/modules/6.8.0-90-generic/kernel/nvidia-580-open/nvidia.ko"]
+    assert player.signer_of(module) == player.UBUNTU_SIGNER
+    assert player.signer_of(player.elf_module({"version": "580.1"})) == ""
+    newest = [v for name, v in made if name == "linux-modules-nvidia-580-open-generic"]
+    assert newest == ["6.8.0-88.89", "6.8.0-90.91"]
+
+
 def test_an_rpm_is_named_with_its_epoch():
     package = debs.Package("nvidia-open", "3:580.178.04-1.el9", "noarch", "A stub. SIMULATED")
     assert rpms.nevra(package) == "nvidia-open-3:580.178.04-1.el9.noarch"
@@ -228,7 +262,9 @@ def test_a_package_is_one_that_dpkg_reads(tmp_path):
 
 
 def test_release_carries_nvidias_origin_and_the_indexes_hashes():
-    text = debs.release({"Packages": b"abc"}, "Sun, 22 Nov 2026 20:00:00 UTC")
+    text = debs.release(
+        {"Packages": b"abc"}, "Sun, 22 Nov 2026 20:00:00 UTC", {"Origin": "NVIDIA", "Label": "NVIDIA CUDA"}
+    )
     assert "Origin: NVIDIA\nLabel: NVIDIA CUDA\n" in text
     assert f" {hashlib.sha256(b'abc').hexdigest()}                3 Packages\n" in text
 

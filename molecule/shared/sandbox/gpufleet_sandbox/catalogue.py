@@ -55,7 +55,9 @@ class Repository:
     facts: dict[str, Any]
     packages: list[Package] = field(default_factory=list)
     components: dict[str, str] = field(default_factory=dict)
-    """Debian archives: package name -> component."""
+    """Debian archives: file name -> component."""
+    layout: str = "flat"
+    """Debian repositories: `flat`, or `archive` with suites and components."""
     streams: dict[str, list[Package]] = field(default_factory=dict)
     """Modular rpm repositories: stream -> its packages."""
 
@@ -83,10 +85,11 @@ def describe(path: Path) -> Iterator[Repository]:
     described = yaml.safe_load(path.read_text())
     for name, facts in described["repositories"].items():
         repository = Repository(name, described["format"], described["publisher"], facts)
+        repository.layout = described.get("layout", "flat")
         for row, words, cuda in rows(described, name, facts):
             package = make(repository, row, words, cuda)
             repository.packages.append(package)
-            repository.components[package.name] = row.get("component", "main")
+            repository.components[package.filename] = row.get("component", "main")
             for stream in facts.get("streams", []):
                 if in_stream(stream, words.get("branch"), row.get("flavor")):
                     repository.streams.setdefault(stream, []).append(package)
@@ -95,22 +98,35 @@ def describe(path: Path) -> Iterator[Repository]:
 
 def rows(described: dict[str, Any], name: str, facts: dict[str, Any]) -> Iterator[tuple[dict, dict, int]]:
     """Every package's row, the words for its templates, and what libcuda says of the driver's CUDA."""
-    wanted = lambda row: name in row.get("in", [name])  # noqa: E731  # three filters in one line each
-    for driver in filter(wanted, described.get("drivers", [])):
-        version = driver["version"]
-        branch = int(version.partition(".")[0])
-        words = {**facts, "v": version, "branch": branch, "revision": driver.get("revision", "1")}
-        words["full"] = described["version"].format(**words)
-        words["ev"] = words["full"].rpartition("-")[0]
+    wanted = lambda row: name in row.get("in", [name])  # noqa: E731  # filters in one line each
+    drivers = list(filter(wanted, described.get("drivers", [])))
+    newest = {}
+    for driver in drivers:
+        words = driver_words(described, driver, facts)
+        newest[words["branch"]] = words
         for row in filter(wanted, described.get("packages", [])):
-            if branch in row.get("only", [branch]):
+            if words["branch"] in row.get("only", [words["branch"]]):
                 yield row, words, driver["cuda"]
     for kernel in facts.get("kernels", []):
+        words = {**facts, "k": kernel["release"], "full": kernel["version"], "v": kernel["release"]}
         for row in filter(wanted, described.get("each_kernel", [])):
-            yield row, {**facts, "k": kernel, "full": kernel, "v": kernel}, 0
+            yield row, words, 0
+        for row in described.get("each_kernel_and_branch", []):
+            for branch in (branch for branch in row["only"] if branch in newest):
+                yield row, {**words, "branch": branch, "v": newest[branch]["v"]}, 0
     for row in filter(wanted, described.get("others", [])):
-        full = row["version"].format(**facts)
+        full = str(row["version"]).format(**facts)
         yield row, {**facts, **row, "full": full, "v": full.rpartition("-")[0] or full}, 0
+
+
+def driver_words(described: dict[str, Any], driver: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """What templates may name of a driver."""
+    version = driver["version"]
+    words = {**facts, "v": version, "branch": int(version.partition(".")[0]), "revision": driver.get("revision", "1")}
+    words["fails_on"] = driver.get("fails_on", "")
+    words["full"] = described["version"].format(**words)
+    words["ev"] = words["full"].rpartition("-")[0]
+    return words
 
 
 def in_stream(stream: str, branch: int | None, flavor: str | None) -> bool:
@@ -126,7 +142,7 @@ def make(repository: Repository, row: dict[str, Any], words: dict[str, Any], cud
     deb = repository.format == "deb"
     package = Package(
         row["name"].format(**words),
-        row["version"].format(**words) if "version" in row else words["full"],
+        words["full"],
         row.get("architecture", "amd64" if deb else "x86_64"),
         f"{row.get('what', 'NVIDIA driver component' if 'branch' in words else 'System component')}. {stubs.NOTE}: a stub.",
         maintainer=PUBLISHERS[repository.publisher],
@@ -140,6 +156,6 @@ def make(repository: Repository, row: dict[str, Any], words: dict[str, Any], cud
     for key, tag in RELATIONS[repository.format].items():
         if key in row:
             package.relations[tag] = [text.format(**words) for text in row[key]]
-    layout = stubs.EL if not deb else stubs.UBUNTU if "ubuntu" in repository.name else stubs.DEBIAN
+    layout = stubs.EL if not deb else stubs.UBUNTU if "ubuntu" in repository.path else stubs.DEBIAN
     stubs.fill(package, row.get("content", []), layout, words, cuda)
     return package

@@ -104,23 +104,20 @@ def build(package: Package) -> bytes:
     return _ar([("debian-binary", b"2.0\n"), ("control.tar", _tar(control)), ("data.tar", _tar(entries))])
 
 
-def index_entry(package: Package, data: bytes) -> str:
-    """The stanza of one .deb in Packages."""
+def index_entry(package: Package, data: bytes, folder: str = ".") -> str:
+    """The stanza of one .deb, which lies in a folder of the repository, in Packages."""
     control = package.control()
     head, _, description = control.partition("Description:")
     digest = hashlib.sha256(data).hexdigest()
-    return f"{head}Filename: ./{package.filename}\nSize: {len(data)}\nSHA256: {digest}\nDescription:{description}"
+    return (
+        f"{head}Filename: {folder}/{package.filename}\nSize: {len(data)}\nSHA256: {digest}\nDescription:{description}"
+    )
 
 
-def release(files: dict[str, bytes], date: str) -> str:
-    """The Release file of a flat repository, with NVIDIA's Origin and Label."""
-    lines = [
-        "Origin: NVIDIA",
-        "Label: NVIDIA CUDA",
-        "Architecture: x86_64",
-        f"Date: {date}",
-        "Acquire-By-Hash: no",
-        "SHA256:",
-    ]
+def release(files: dict[str, bytes], date: str, fields: dict[str, str]) -> str:
+    """The Release file of a repository."""
+    described = {**fields, "Date": date, "Acquire-By-Hash": "no"}
+    lines = [f"{key}: {value}" for key, value in described.items()]
+    lines += ["SHA256:"]
     lines += [f" {hashlib.sha256(data).hexdigest()} {len(data):>16} {name}" for name, data in sorted(files.items())]
     return "\n".join(lines) + "\n"

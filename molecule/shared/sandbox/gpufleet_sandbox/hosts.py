@@ -53,7 +53,7 @@ def hardware(settings: Settings, name: str) -> dict[str, Any]:
         "kernels": persona["kernels"],
         "nouveau": persona.get("nouveau", {"present": False}),
         "wsl": persona.get("wsl"),
-        "packages": systems.of(settings, persona).get("base", []) + persona.get("packages", []),
+        "packages": systems.packages(settings, persona),
     }
 
 

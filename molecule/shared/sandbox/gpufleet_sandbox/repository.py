@@ -17,7 +17,7 @@ from .settings import Settings
 from .shell import fresh_folder, run, step
 
 KEY_NAME = "The gpufleet sandbox (simulated NVIDIA repository) <sandbox@gpufleet.test>"
-TREES = ("nvidia", "el")
+TREES = ("nvidia", "el", "debian", "ubuntu")
 """What the server shows of them: the first word of every repository's path."""
 
 
@@ -46,7 +46,7 @@ def build_repositories(settings: Settings) -> None:
         environment = signing_key(settings)
         for repository in catalogue.repositories():
             folder = new / repository.path
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for path in (build_rpm if repository.format == "rpm" else build_deb)(repository, folder, environment):
                 sign(path, environment)
         key = new / "nvidia/repository.asc"
@@ -57,19 +57,34 @@ def build_repositories(settings: Settings) -> None:
 
 
 def build_deb(repository: Repository, folder: Path, _environment: dict[str, str]) -> list[Path]:
-    """A flat Debian repository; returns the Release file."""
-    entries = []
+    """A Debian repository, flat or with suites and components; returns the Release file."""
+    entries: dict[str, list[str]] = {}
+    flat = repository.layout == "flat"
+    suite, components = repository.facts.get("suite"), repository.facts.get("components", [])
     for package in repository.packages:
+        component = repository.components[package.filename]
+        place = "." if flat else f"pool/{suite}/{component}"
+        (folder / place).mkdir(parents=True, exist_ok=True)
         data = debs.build(package)
-        (folder / package.filename).write_bytes(data)
-        entries.append(debs.index_entry(package, data))
-    index = "\n".join(entries).encode()
-    files = {"Packages": index, "Packages.gz": gzip.compress(index, mtime=debs.TIME)}
+        (folder / place / package.filename).write_bytes(data)
+        entries.setdefault(component, []).append(debs.index_entry(package, data, place))
+    files: dict[str, bytes] = {}
+    for component in ["main"] if flat else components:
+        index = "\n".join(entries.get(component, [])).encode()
+        prefix = "" if flat else f"{component}/binary-amd64/"
+        files |= {f"{prefix}Packages": index, f"{prefix}Packages.gz": gzip.compress(index, mtime=debs.TIME)}
+    top = folder if flat else folder / "dists" / suite
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(data)
+    if flat:
+        fields = {"Origin": "NVIDIA", "Label": "NVIDIA CUDA", "Architecture": "x86_64"}
+    else:
+        fields = {"Origin": repository.facts["label"], "Label": repository.facts["label"], "Suite": suite}
+        fields |= {"Codename": suite, "Architectures": "amd64", "Components": " ".join(components)}
     date = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S UTC")
-    (folder / "Release").write_text(debs.release(files, date))
-    return [folder / "Release"]
+    (top / "Release").write_text(debs.release(files, date, fields))
+    return [top / "Release"]
 
 
 def build_rpm(repository: Repository, folder: Path, environment: dict[str, str]) -> list[Path]:

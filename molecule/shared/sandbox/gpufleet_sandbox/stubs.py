@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from .debs import Package
 from .native import compile_library
+from .settings import SANDBOX
 
 SIMULATOR = "/usr/lib/gpufleet-sandbox/simulator.py"
 NOTE = "SIMULATED by the gpufleet sandbox"
@@ -139,6 +143,7 @@ PACKAGE_NAME="{name}"
 PACKAGE_VERSION="{version}"
 AUTOINSTALL="yes"
 SANDBOX_FLAVOR={flavor}
+SANDBOX_FAILS_ON="{fails_on}"
 """
 
 
@@ -162,6 +167,20 @@ UBUNTU = Layout(
     "/usr/lib/x86_64-linux-gnu", "/usr/lib/modprobe.d/nvidia-graphics-drivers.conf", _DEB, starts_persistenced=False
 )
 EL = Layout("/usr/lib64", "/usr/lib/modprobe.d/nvidia.conf", _RPM)
+
+
+DEBIAN_NAMES = {"open": "nvidia-current-open", "proprietary": "nvidia-current"}
+
+
+@functools.cache
+def simulator() -> ModuleType:
+    """Return the simulator as a module: it knows what a kernel module looks like."""
+    spec = importlib.util.spec_from_file_location("simulator", SANDBOX / "rootfs" / SIMULATOR.lstrip("/"))
+    if spec is None or spec.loader is None:
+        raise ImportError(SIMULATOR)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _play(command: str) -> str:
@@ -207,19 +226,24 @@ def _service(layout: Layout) -> dict[str, str]:
         on = f"systemctl daemon-reload || :\nsystemctl preset --quiet {unit} || :\n"
         off = f'if [ "$1" = 0 ]; then systemctl disable --now --quiet {unit} || :; fi\n'
         return {"post": f"if [ -d /run/systemd/system ]; then\n{on}fi\n", "preun": off}
-    enable = f"systemctl enable --quiet {unit} || true\n  " if layout.starts_persistenced else ""
+    # Ubuntu's unit is not enabled: udev starts it when a GPU appears, which the simulator plays.
+    begin = (
+        f"systemctl enable --quiet {unit} || true\n  systemctl restart"
+        if layout.starts_persistenced
+        else "systemctl try-restart"
+    )
     return {
         "postinst": f"""\
 #!/bin/sh
 if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
   systemctl daemon-reload || true
-  {enable}systemctl restart {unit} || true
+  {begin} {unit} || true
 fi
 """,
         "prerm": f"""\
 #!/bin/sh
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-  systemctl disable --now --quiet {unit} || true
+  systemctl disable --now --quiet {unit} || systemctl stop {unit} || true
 fi
 """,
     }
@@ -252,6 +276,10 @@ def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, An
     before = ONLY_HERE if layout is not EL else ONLY_HERE.partition("\n")[2]
     package.scripts[layout.scripts["before"]] = before
 
+    def dkms_source(name: str, flavor: str) -> None:
+        text = DKMS_CONF.format(name=name, version=version, flavor=flavor, fails_on=words.get("fails_on", ""))
+        package.files[f"/usr/src/{name}-{version}/dkms.conf"] = text.encode()
+
     def library(source: str, name: str) -> None:
         content = compile_library(source, f"{name}.so.1", version, cuda)
         package.files[f"{layout.libraries}/{name}.so.{version}"] = content
@@ -266,10 +294,27 @@ def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, An
             package.programs["/usr/bin/nvidia-smi"] = NVIDIA_SMI.encode()
         elif kind in ("open_modules", "proprietary_modules", "open_source", "proprietary_source"):
             flavor, _, part = kind.partition("_")
-            text = DKMS_CONF.format(version=version, flavor=flavor, name="nvidia")
-            package.files[f"/usr/src/nvidia-{version}/dkms.conf"] = text.encode()
+            dkms_source("nvidia", flavor)
             if part == "modules":
                 package.scripts |= _build_modules(layout, "nvidia", version)
+        elif kind in ("debian_open_modules", "debian_proprietary_modules"):
+            flavor = kind.split("_")[1]
+            dkms_source(DEBIAN_NAMES[flavor], flavor)
+            package.scripts |= _build_modules(layout, DEBIAN_NAMES[flavor], version)
+        elif kind in ("debian_open_configuration", "debian_proprietary_configuration"):
+            # In Debian an alternative leads there; a stub can do with the file itself.
+            name = DEBIAN_NAMES[kind.split("_")[1]]
+            aliases = "".join(f"alias nvidia{part} {name}{part}\n" for part in simulator().DKMS_MODULES)
+            package.files["/etc/modprobe.d/nvidia.conf"] = f"{MODPROBE}{aliases}".encode()
+        elif kind in ("prebuilt_open_modules", "prebuilt_proprietary_modules"):
+            flavor = kind.split("_")[1]
+            folder = f"/lib/modules/{words['k']}/kernel/nvidia-{words['branch']}{'-open' * (flavor == 'open')}"
+            for name in (f"nvidia{part}" for part in simulator().DKMS_MODULES):
+                fields = simulator().modinfo_fields(name, words["k"], flavor, version)
+                module = simulator().elf_module(fields)
+                package.files[f"{folder}/{name}.ko"] = simulator().signed(module, simulator().UBUNTU_SIGNER)
+            index = f"#!/bin/sh\n[ ! -d /lib/modules/{words['k']}/kernel ] || depmod {words['k']}\n"
+            package.scripts |= {"postinst": index, "postrm": index}
         elif kind == "dkms_hook":
             package.scripts |= _build_modules(layout, "nvidia", version)
         elif kind == "modprobe_configuration":
@@ -285,8 +330,13 @@ def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, An
                 package.files[f"/usr/lib/firmware/nvidia/{version}/{name}"] = f"{NOTE}\n".encode()
         elif kind == "persistence_daemon":
             package.programs["/usr/bin/nvidia-persistenced"] = DAEMON.encode()
-            unit = UNIT if layout.starts_persistenced else UNIT.partition("\n[Install]")[0]
-            package.files["/usr/lib/systemd/system/nvidia-persistenced.service"] = unit.encode()
+            folder, name, unit = "/usr/lib/systemd/system", "nvidia-persistenced.service", UNIT
+            if not layout.starts_persistenced:
+                unit = UNIT.partition("\n[Install]")[0].replace(
+                    "Wants=", "ConditionPathExists=/proc/driver/nvidia/version\nWants="
+                )
+                package.links[f"{folder}/multi-user.target.wants/{name}"] = f"../{name}"
+            package.files[f"{folder}/{name}"] = unit.encode()
             package.scripts |= _service(layout)
         elif kind == "dkms":
             package.programs["/usr/sbin/dkms"] = DKMS.encode()

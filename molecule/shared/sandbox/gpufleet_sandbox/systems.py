@@ -12,7 +12,7 @@ from .native import compile_library
 from .settings import Settings
 
 PRELOADED = "/usr/lib/gpufleet-sandbox/libuname.so"
-PLAYED = {"deb": ("lsinitramfs",), "rpm": ("dracut", "lsinitrd", "grubby")}
+PLAYED = {"deb": ("lsinitramfs", "update-grub", "grub-set-default"), "rpm": ("dracut", "lsinitrd", "grubby")}
 EL_REPOSITORY = """\
 [{name}]
 name={title} (SIMULATED by the gpufleet sandbox)
@@ -23,6 +23,14 @@ gpgkey=http://$sandbox/nvidia/repository.asc
 """
 
 
+APT_SOURCES = """\
+Types: deb
+URIs: {server}/{archive}
+Suites: {suite}
+Components: {components}
+Signed-By: {key}
+"""
+ARCHIVE_KEY = "/usr/share/keyrings/gpufleet-sandbox-archive.asc"
 DNF_CONF = """\
 [main]
 gpgcheck=1
@@ -36,6 +44,22 @@ skip_if_unavailable=False
 def of(settings: Settings, persona: dict[str, Any]) -> dict[str, Any]:
     """The system that a host stands in for; empty where it is what its image is."""
     return settings.fleet["systems"][persona["system"]] if "system" in persona else {}
+
+
+def packages(settings: Settings, persona: dict[str, Any]) -> list[str]:
+    """What a host gets installed at its first boot."""
+    system = of(settings, persona)
+    if not system:
+        return []
+    found = [*system["base"], *persona.get("packages", [])]
+    for kernel in persona["kernels"]:
+        release = kernel["release"]
+        if system["packages"] == "rpm":
+            release = release.removesuffix(".x86_64")
+            found += [f"kernel-{release}", *([f"kernel-devel-{release}"] if kernel.get("headers") else [])]
+        else:
+            found += [f"linux-image-{release}", *([f"linux-headers-{release}"] if kernel.get("headers") else [])]
+    return found
 
 
 def nvidia_folder(persona: dict[str, Any]) -> str:
@@ -56,7 +80,14 @@ def files(settings: Settings, persona: dict[str, Any]) -> dict[str, tuple[bytes,
         return found
     for name in PLAYED[system["packages"]]:
         found[f"usr/bin/{name}"] = (play_script(name), 0o755)
-    if system["packages"] == "rpm":
+    if system["packages"] == "deb":
+        words = {key: system[key] for key in ("archive", "suite", "components")}
+        text = APT_SOURCES.format(server=settings.server_url, key=ARCHIVE_KEY, **words)
+        found[f"etc/apt/sources.list.d/{system['archive']}.sources"] = (text.encode(), 0o644)
+        found["etc/apt/sources.list"] = (b"# The archive is simulated: see sources.list.d.\n", 0o644)
+        key = (settings.served / "nvidia/repository.asc").read_bytes()
+        found[ARCHIVE_KEY.lstrip("/")] = (key, 0o644)
+    else:
         name = system["os_release"]["PRETTY_NAME"]
         for path in ("etc/redhat-release", "etc/system-release"):
             found[path] = (f"{name}\n".encode(), 0o644)
