@@ -119,9 +119,7 @@ class Dnf:
                 f"An interrupted transaction left {', '.join(left)} in several versions, and rpm could not remove the older ones."
                 " Remove them with rpm -e --nodeps --noscripts and run again."
             )
-        return done + [
-            f"removed {package.name} {package.version}, which was left beside a newer one" for package in older
-        ]
+        return done + _removed(older)
 
     def _finish(self, unfinished: Unfinished) -> list[str]:
         """Finish a transaction of the driver as far as its packages are on this host, with rpm: it does as it is told.
@@ -154,7 +152,7 @@ class Dnf:
         done = (
             [f"finished transaction {unfinished.number}, which was interrupted: {len(files)} packages"] if files else []
         )
-        return done + [f"removed {package.name} {package.version}, which it had left" for package in stale]
+        return done + _removed(stale)
 
     def _erase(self, packages: t.Sequence[Package]) -> str:
         return self._rpm(["-e", "--nodeps", *(_spec(package) for package in packages)]) if packages else ""
@@ -691,6 +689,11 @@ def version_key(version: str) -> list[t.Any]:
     epoch, _colon, rest = version.rpartition(":")
     parts = re.findall(r"\d+|[a-z]+", rest)
     return [int(epoch or 0), *((1, int(part)) if part.isdecimal() else (0, part) for part in parts)]
+
+
+def _removed(packages: t.Sequence[Package]) -> list[str]:
+    names = ", ".join(f"{package.name} {package.version}" for package in packages)
+    return [f"removed what it had left: {names}"] if packages else []
 
 
 def _evr(epoch: t.Any, version: str) -> str:

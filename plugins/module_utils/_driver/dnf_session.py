@@ -130,7 +130,8 @@ def mark(base: t.Any, request: dict[str, t.Any]) -> None:
             if is_driver(package.name, package.version) and package.arch in ("noarch", base.conf.arch)
         ]
         if offers:
-            base.package_install(offers[0])
+            # What nobody asked for moves along where it can; where it conflicts (the other flavor), it goes.
+            base.package_install(offers[0], strict=name in request.get("install", []))
         elif name not in request.get("install", []) or _serves(base, name, request.get("version")):
             continue
         elif _DRIVER_NAME.match(name) and base.sack.query().installed().filter(name=name):

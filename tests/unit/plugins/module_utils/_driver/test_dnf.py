@@ -603,7 +603,9 @@ def test_an_interrupted_downgrade_ends_at_the_older_version(root):
     commands = Commands([*driver(OLD), *driver(NEW)])
     history(root, 0, driver(OLD), driver(NEW), action_in=2, action_out=3)
     manager = Dnf(commands, str(root))
-    assert len(manager.repair()) == 3
+    assert manager.repair() == [
+        f"removed what it had left: kmod-nvidia-open-dkms {NEW}, libnvidia-ml {NEW}, nvidia-driver-cuda {NEW}"
+    ]
     assert manager.installed() == driver(OLD)
 
 
@@ -617,7 +619,7 @@ def test_what_was_to_be_removed_stays_until_what_replaces_it_is_there(root):
 
 def test_duplicates_without_a_history_end_at_the_newer_version(root):
     commands = Commands([*driver(OLD), *driver(NEW)])
-    assert len(Dnf(commands, str(root)).repair()) == 3
+    assert f"nvidia-driver-cuda {OLD}" in Dnf(commands, str(root)).repair()[0]
     assert sorted({package.version for package in commands.rpms}) == [NEW]
 
 
