@@ -112,7 +112,7 @@ def test_generation_that_a_host_lacks_is_refused_with_those_that_it_has_and_othe
     assert done.status == 2, done.text
     said = done.text[done.text.rfind("TASK [Fail every host") :]
     assert (
-        "a: there is no generation 1. It keeps generation 2 of 2026-11-22T10:00:00Z: driver 580.95.05 (open), base r2;"
+        "a: there is no generation 1. It keeps generation 2 of 2026-11-22T10:00:00Z: driver 580.95.05 (open), base r2; generation 3"
         in said
     )
     assert fleet.releases("a") == []
@@ -125,8 +125,15 @@ def test_generations_are_listed_without_going_back(fleet, options):
     done = fleet.play(*options, playbook="rollback")
     assert done.status == 0, done.text
     assert "generation 3 serves. It keeps generation 1 of" in done.text
-    assert "driver 595.95.05 (open), base r3;" in done.text
+    assert "driver 595.95.05 (open), base r3" in done.text
     assert "driver generation 2" not in fleet.releases("a")
+
+
+def test_host_that_has_nothing_to_go_back_to_is_no_success(fleet):
+    fleet.add("a", ready=False)
+    done = fleet.play(playbook="rollback")
+    assert done.status == 2, done.text
+    assert "a: there is nothing that it could go back to" in done.text
 
 
 def test_host_of_the_first_version_goes_back_by_its_journal(fleet):
