@@ -10,7 +10,6 @@ part stands alone: one that cannot be read is null and named in ``unknown``, the
 from __future__ import annotations
 
 import os
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -71,37 +70,20 @@ class _Notes:
             return None
 
 
-class _Later:
-    """A value that a thread works out meanwhile: rpm is a process of its own and takes 0.1 s."""
-
-    def __init__(self, notes: _Notes, *call: Any) -> None:
-        self._value: Any = None
-
-        def work() -> None:
-            self._value = notes.attempt(*call)
-
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
-
-    def value(self) -> Any:
-        self._thread.join()
-        return self._value
-
-
 def observe(host: Host, request: Request) -> dict[str, Any]:
     """Return the observation. Never raises because of what the host is like."""
     notes = _Notes()
     children = _start(host, request, notes)
     release = notes.attempt("os", system.identity, host) or dict.fromkeys(("id", "version_id", "codename", "family"))
     manager = notes.attempt("os.package_manager", packages.manager, host, release["family"])
-    database = _Later(notes, "driver.packages", packages.inventory, host, manager, notes.unknown)
+    database = notes.attempt("driver.packages", packages.inventory, host, manager, notes.unknown)
     locks = notes.attempt("health.locks", health.locks, host, notes.unknown)
     seen = {
         "schema": SCHEMA,
         "observed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "os": _os(host, release, manager, notes),
         "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown),
-        "driver": _driver(host, database.value(), locks or [], notes),
+        "driver": _driver(host, database, locks or [], notes),
         "environments": notes.attempt(
             "environments", environments.observe, host, request.root, request.environments, notes.unknown
         )

@@ -84,9 +84,8 @@ def inventory(host: Host, name: str | None, unknown: list[dict[str, str]]) -> In
     if name == "dnf" or (name is None and host.lstat(_DPKG) is None):
         if not any(host.is_dir(folder) for folder in _RPM_FOLDERS):
             return Inventory()
-        everything = rpm.all_packages(host)
         locks = rpm.locks(host) if rpm.locks_count(host) else []
-        found = rpm_packages(everything, locks)
+        found = rpm_packages(rpm.installed(host, is_driver_package), locks)
         return Inventory(found, [*rpm.duplicates(found), *_dnf_interrupted(host, unknown)])
     if host.lstat(_DPKG) is None:
         return Inventory()
@@ -194,9 +193,9 @@ def _published(index: bytes) -> Iterator[tuple[str, str]]:
             yield match.group(1).decode("utf-8", "replace"), version.group(1).decode("utf-8", "replace")
 
 
-def rpm_packages(everything: Sequence[dict[str, str]], locks: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """Pick the driver's packages out of all; a version lock holds a package as apt's hold does."""
-    found = [
+def rpm_packages(found: Sequence[dict[str, str]], locks: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Describe what rpm knows of the driver's packages; a version lock holds a package as apt's hold does."""
+    described = [
         {
             "name": package["name"],
             "version": package["version"],
@@ -205,10 +204,9 @@ def rpm_packages(everything: Sequence[dict[str, str]], locks: Sequence[dict[str,
             "held": rpm.locked(package, locks),
             "state": "installed",
         }
-        for package in everything
-        if is_driver_package(package["name"])
+        for package in found
     ]
-    return sorted(found, key=lambda package: (package["name"], package["architecture"], package["version"]))
+    return sorted(described, key=lambda package: (package["name"], package["architecture"], package["version"]))
 
 
 def origin(maintainer: str) -> str:

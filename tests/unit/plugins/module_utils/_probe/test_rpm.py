@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+import struct
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import packages, rpm
@@ -192,6 +194,90 @@ def test_a_driver_package_that_is_there_twice_was_interrupted_and_kernels_are_me
         "nvidia-driver-cuda.x86_64 is installed in 2 versions: 3:580.178.04-1.el9, 3:580.95.05-1.el9"
     ]
     assert len(found.packages) == 3
+
+
+def _header(name, version="580.178.04", release="1.el9", epoch=3, vendor="NVIDIA"):
+    """A package's header as rpm keeps it; tags and types of rpmtag.h."""
+    strings = [(1000, name), (1001, version), (1002, release), (1011, vendor), (1022, "x86_64")]
+    index, data = b"", b""
+    for tag, value in strings:
+        index += struct.pack(">IIiI", tag, 6, len(data), 1)
+        data += value.encode() + b"\0"
+    if epoch is not None:
+        data += bytes(-len(data) % 4)
+        index += struct.pack(">IIiI", 1003, 4, len(data), 1)
+        data += struct.pack(">I", epoch)
+    return struct.pack(">II", len(index) // 16, len(data)) + index + data
+
+
+def _rpmdb(tree, *headers, path="/var/lib/rpm/rpmdb.sqlite"):
+    """rpm's database: the tables that are read, as rpm makes them."""
+    tree.folder(os.path.dirname(path))
+    with sqlite3.connect(tree.path(path)) as database:
+        database.execute("CREATE TABLE 'Packages' (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL)")
+        database.execute("CREATE TABLE 'Name' (key 'TEXT' NOT NULL, hnum INTEGER NOT NULL, idx INTEGER NOT NULL)")
+        for number, (name, blob) in enumerate(headers, 1):
+            database.execute("INSERT INTO Packages VALUES (?, ?)", (number, blob))
+            database.execute("INSERT INTO Name VALUES (?, ?, 0)", (name, number))
+    database.close()
+    return tree
+
+
+def _all(host):
+    return rpm.installed(host, packages.is_driver_package)
+
+
+def test_rpms_database_is_read_without_running_rpm_or_writing_anything(tree):
+    _rpmdb(
+        tree,
+        ("bash", b"not looked at"),
+        ("nvidia-driver", _header("nvidia-driver")),
+        ("nvidia-gpu-firmware", _header("nvidia-gpu-firmware", "20250812", epoch=None, vendor="Red Hat, Inc.")),
+        ("nvidia-open", _header("nvidia-open", epoch=0)),
+    )
+    before = sorted(path.name for path in tree.path("/var/lib/rpm").iterdir())
+    assert _all(tree.host()) == [
+        {"name": "nvidia-driver", "version": "3:580.178.04-1.el9", "architecture": "x86_64", "vendor": "NVIDIA"},
+        {
+            "name": "nvidia-gpu-firmware",
+            "version": "20250812-1.el9",
+            "architecture": "x86_64",
+            "vendor": "Red Hat, Inc.",
+        },
+        {"name": "nvidia-open", "version": "580.178.04-1.el9", "architecture": "x86_64", "vendor": "NVIDIA"},
+    ]
+    assert tree.asked == []
+    assert sorted(path.name for path in tree.path("/var/lib/rpm").iterdir()) == before
+
+
+def test_the_database_of_el_10_lies_elsewhere(tree):
+    path = "/usr/lib/sysimage/rpm/rpmdb.sqlite"
+    _rpmdb(tree, ("nvidia-driver", _header("nvidia-driver")), path=path).link("/var/lib/rpm", "/usr/lib/sysimage/rpm")
+    assert [package["name"] for package in _all(tree.host())] == ["nvidia-driver"]
+
+
+@pytest.mark.parametrize("blob", [b"", b"\0" * 8, _header("nvidia-driver")[:-30], b"\xff" * 200, "text"])
+def test_a_database_that_cannot_be_read_is_left_to_rpm(tree, blob):
+    tree.commands["rpm"] = DRIVER
+    _rpmdb(tree, ("nvidia-driver", blob))
+    assert [package["name"] for package in _all(tree.host())] == ["nvidia-driver-cuda"]
+    tree.file("/var/lib/rpm/rpmdb.sqlite", b"garbage " * 100)
+    assert [package["name"] for package in _all(tree.host())] == ["nvidia-driver-cuda"]
+
+
+def test_changes_that_wait_to_be_merged_are_left_to_rpm(tree):
+    tree.commands["rpm"] = DRIVER
+    _rpmdb(tree, ("nvidia-driver", _header("nvidia-driver"))).file("/var/lib/rpm/rpmdb.sqlite-wal", "")
+    assert [package["name"] for package in _all(tree.host())] == ["nvidia-driver"]
+    tree.file("/var/lib/rpm/rpmdb.sqlite-wal", "x" * 4096)
+    assert [package["name"] for package in _all(tree.host())] == ["nvidia-driver-cuda"]
+
+
+@given(st.binary(max_size=120), st.integers(0, 120))
+def test_no_header_makes_the_reader_raise_anything_unexpected(noise, place):
+    blob = _header("nvidia-driver")
+    with contextlib.suppress(KeyError, ValueError, struct.error, Unreadable):
+        assert rpm.header(blob[:place] + noise + blob[place + len(noise) :])["name"] is not None
 
 
 def _history(tree, state, names=("nvidia-driver-cuda", "bash")):
