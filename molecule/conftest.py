@@ -14,8 +14,10 @@ import yaml
 from testinfra.host import Host
 
 ROOT = Path(__file__).resolve().parent.parent
-INVENTORY = ROOT / ".state/sandbox/inventory.yml"
 sys.path.insert(0, str(ROOT / "molecule/shared"))
+
+from checks.hosts import INVENTORY, named  # noqa: E402  # found through the line above
+
 os.environ["PATH"] = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"  # testinfra asks ansible-inventory
 os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
 
@@ -24,11 +26,11 @@ os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
 def host_named() -> Callable[[str], Host]:
     """Return a function that gives the host of a name, with root's rights."""
     groups = yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))["all"]["children"]
-    with_password = set(groups["sudo_password"]["hosts"])
+    with_password = set(groups.get("sudo_password", {"hosts": {}})["hosts"])
 
     def get(name: str) -> Host:
         if name in with_password:  # testinfra cannot give sudo a password
-            return testinfra.get_host(f"podman://gpufleet-{name}")
+            return named(name)
         return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}", sudo=True)
 
     return get

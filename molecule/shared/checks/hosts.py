@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import testinfra
 import yaml
 from testinfra.host import Host
 
-INVENTORY = Path(__file__).resolve().parents[3] / ".state/sandbox/inventory.yml"
-CONTAINER_PREFIX = "gpufleet-"
+# Another fleet than the default one has a name, as in the sandbox's settings.py.
+FLEET = os.environ.get("GPUFLEET_FLEET", "")
+INVENTORY = Path(__file__).resolve().parents[3] / f".state/sandbox{'-' * bool(FLEET)}{FLEET}/inventory.yml"
+CONTAINER_PREFIX = f"gpufleet-{FLEET}-" if FLEET else "gpufleet-"
 
 
 def named(name: str) -> Host:

@@ -113,7 +113,7 @@ def test_unreachable_index_leaves_what_served_before(play, host_named):
     assert host.check_output("readlink -f /opt/gpufleet/envs/base/current") == before
     assert host.check_output("ls /opt/gpufleet/envs/base/releases").split() == [before.rpartition("/")[2]]
     assert host.check_output("gpu-env run base python -c 'import torch; print(torch.__version__)'") == "2.9.1+cu126"
-    driver.dpkg_is_consistent(host)
+    driver.is_consistent(host)
 
 
 def test_what_if_needs_no_host(play, tmp_path):
