@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import typing as t
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import kernels
@@ -142,6 +142,14 @@ class Store:
             if sha256(target) != file.sha256:
                 raise DriverError(f"{file.path} is damaged (its checksum differs). Run again to have it fetched anew.")
         return {**asdict(file.package), "file": target.name, "sha256": file.sha256}
+
+    def note(self, generation: Generation, environments: t.Mapping[str, str]) -> Generation:
+        """Write down which releases a generation has now: environments come and go while it serves."""
+        noted = replace(generation, environments=environments)
+        if noted != generation:
+            document = {"schema": SCHEMA, **asdict(noted)}
+            write_json(self.folder / str(noted.n) / "generation.json", document, 0o600)
+        return noted
 
     def prune(self, keep: int, serving: int | None, also: t.Collection[int] = ()) -> list[int]:
         """Drop what is older than the ``keep`` newest; never the serving one, its predecessor or ``also``. Return what was dropped."""

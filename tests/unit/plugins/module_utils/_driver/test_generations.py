@@ -67,6 +67,18 @@ def test_what_was_written_is_read_back_with_every_file(store, fetched):
     assert files[0].path.read_bytes() == b"libcuda1 580.95.05-1"
 
 
+def test_environments_that_changed_while_a_generation_served_are_noted_in_it(store, fetched):
+    made = write(store, fetched("libcuda1"), environments={})
+    noted = store.note(made, {"base": "2.9.1-cu128-1a2b3c4d"})
+    assert store.read(1) == noted
+    assert noted.environments == {"base": "2.9.1-cu128-1a2b3c4d"}
+    assert (noted.packages, noted.configuration) == (made.packages, made.configuration)
+    written = (store.folder / "1/generation.json").stat()
+    assert written.st_mode & 0o777 == 0o600
+    store.note(noted, {"base": "2.9.1-cu128-1a2b3c4d"})
+    assert (store.folder / "1/generation.json").stat().st_ino == written.st_ino
+
+
 def test_generations_are_roots_alone(store, fetched):
     write(store, fetched("libcuda1"))
     assert store.folder.stat().st_mode & 0o777 == 0o700
