@@ -30,10 +30,19 @@ _PLAYBOOK_SPEC: dict[str, Any] = {
     "gpufleet_max_failed": {"type": "int"},
     "gpufleet_confirm": {"type": "bool"},
     "gpufleet_remove": {"type": "bool"},
+    "gpufleet_to": {"type": "int"},
+    "gpufleet_proxy": {"type": "dict"},
 }
 """Variables of the playbooks that would otherwise be misread in silence: Jinja's int makes 0 of "10%", its bool False of "ja"."""
 
+_PLAYBOOK_NAMES = (*_PLAYBOOK_SPEC, "gpufleet_hosts", "gpufleet_note", "gpufleet_steps")
+"""What a user may set; the playbooks have more of the prefix for themselves."""
+_PROXY_KEYS = ("http", "https", "no_proxy", "ca_file")
+_PROXY_URL = re.compile(r"https?://[^\s/\"';]+/?")
+_MOK_PASSWORD = re.compile(r"[!-~]{1,256}")
+
 _ROLES_PATH = Path(__file__).resolve().parents[2] / "roles"
+_PLAYBOOKS_PATH = Path(__file__).resolve().parents[2] / "playbooks"
 
 
 class InvalidVariables(ValueError):
@@ -46,6 +55,13 @@ def argument_spec(role: str) -> dict[str, Any]:
     text = (_ROLES_PATH / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
     options = yaml.safe_load(text)["argument_specs"]["main"].get("options", {})
     return {name: _spec(option) for name, option in options.items() if name != f"{role}_plan"}
+
+
+@functools.cache
+def _playbook_names() -> frozenset[str]:
+    """Return every name with the prefix gpufleet_ that the playbooks use."""
+    texts = (path.read_text(encoding="utf-8") for path in _PLAYBOOKS_PATH.glob("*.yml"))
+    return frozenset({*_PLAYBOOK_NAMES, *(name for text in texts for name in re.findall(r"\bgpufleet_\w+", text))})
 
 
 def _spec(option: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +94,11 @@ def misspelt(names: Mapping[str, Any]) -> list[str]:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
             if nearest:
                 problems.append(f"{name} is not a variable of the role {role}; did you mean {nearest[0]}?")
+    for name in names:
+        if name.startswith("gpufleet_") and name not in _playbook_names():
+            nearest = difflib.get_close_matches(name, _PLAYBOOK_NAMES, n=1, cutoff=0.85)
+            if nearest:
+                problems.append(f"{name} is not a variable of the playbooks; did you mean {nearest[0]}?")
     return problems
 
 
@@ -99,12 +120,15 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
         _check_playbook(_templated(_PLAYBOOK_SPEC, variables, template))
     except InvalidVariables as error:
         problems.append(str(error))
+    problems += _driver_problems(values)
     if problems:
         raise InvalidVariables("; ".join(problems))
     return {
         "driver": {
             **{key: values[f"nvidia_driver_{key}"] for key in _DRIVER_KEYS},
             "repository_key": _read_key(values["nvidia_driver_repository_key"]),
+            # The plan only has to know whether there is one.
+            "mok_password_set": bool(values["nvidia_driver_mok_password"]),
         },
         "torch": {
             "version": values["torch_env_version"],
@@ -151,6 +175,9 @@ def _check_playbook(given: dict[str, Any]) -> None:
         raise InvalidVariables("; ".join(result.error_messages))
     if (result.validated_parameters.get("gpufleet_max_failed") or 0) < 0:
         raise InvalidVariables("gpufleet_max_failed is negative; it is the number of hosts that may fail")
+    if (result.validated_parameters.get("gpufleet_to") or 1) < 1:
+        raise InvalidVariables("gpufleet_to is the number of a generation of the host, such as 2")
+    _check_proxy(result.validated_parameters.get("gpufleet_proxy") or {})
     batches = given.get("gpufleet_batches", [])
     for batch in batches if isinstance(batches, list) else [batches]:
         if isinstance(batch, bool) or not re.fullmatch(r"[0-9]+%?", str(batch)):
@@ -160,10 +187,58 @@ def _check_playbook(given: dict[str, Any]) -> None:
             )
 
 
+def _check_proxy(proxy: Mapping[str, Any]) -> None:
+    """Check the proxy's description; what it says may hold a password and is never repeated."""
+    for key, value in proxy.items():
+        if key not in _PROXY_KEYS:
+            raise InvalidVariables(f"gpufleet_proxy has no {key!r}; its keys are {', '.join(_PROXY_KEYS)}")
+        if not isinstance(value, str):
+            raise InvalidVariables(f"gpufleet_proxy.{key} must be a string")
+        if key in ("http", "https") and value and not _PROXY_URL.fullmatch(value):
+            raise InvalidVariables(
+                f"gpufleet_proxy.{key} must be the URL of a proxy such as http://proxy.example:3128; quotes, semicolons and slashes in "
+                "name or password are written as %22, %3B and %2F"
+            )
+        if key == "no_proxy" and re.search(r"[\s\"';]", value):
+            raise InvalidVariables(
+                "gpufleet_proxy.no_proxy must be names with commas between them, such as .example.org,10.0.0.1"
+            )
+        if key == "ca_file" and value and not value.startswith("/"):
+            raise InvalidVariables(
+                "gpufleet_proxy.ca_file must be the absolute path of a file of PEM certificates on the host"
+            )
+
+
+def _driver_problems(values: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with values of the driver's role that its argument_specs cannot express."""
+    problems = []
+    for name, least in (
+        ("nvidia_driver_keep", 1),
+        ("nvidia_driver_reboot_notice", 0),
+        ("nvidia_driver_reboot_timeout", 1),
+    ):
+        if values.get(name, least) < least:
+            problems.append(f"{name} is {values[name]}; it must be at least {least}")
+    for name in ("nvidia_driver_drain_command", "nvidia_driver_undrain_command"):
+        words = values.get(name) or []
+        if not all(words):
+            problems.append(
+                f"{name} has an empty word; it is a program and its arguments, such as [/usr/local/sbin/drain, now]"
+            )
+    password = values.get("nvidia_driver_mok_password") or ""
+    if password and not _MOK_PASSWORD.fullmatch(password):
+        problems.append(
+            "nvidia_driver_mok_password must be 1 to 256 plain ASCII characters without spaces: it is typed at the console, on a keyboard "
+            "that the firmware takes for a US one"
+        )
+    return problems
+
+
 _DRIVER_KEYS = (
     "state",
     "minimum",
     "branch",
+    "branch_preferred",
     "flavor",
     "source",
     "package_set",
@@ -171,6 +246,7 @@ _DRIVER_KEYS = (
     "reboot_allowed",
     "downgrade_allowed",
     "gpus_exclude",
+    "accept_missing_gpus",
 )
 
 

@@ -85,7 +85,8 @@ class Need:
 class Driver:
     """The driver that is decided on.
 
-    `managed`: this run may change it. `kept`: what is installed fulfils everything.
+    `managed`: this run may change it. `kept`: what is installed fulfils everything. `build`: where its modules come from, "dkms"
+    (compiled on the host) or "prebuilt" (in packages). `secure_boot`: the way that Secure Boot leaves, see driver.SECURE_BOOT.
     """
 
     minimum: str
@@ -98,6 +99,8 @@ class Driver:
     repository: dict[str, t.Any] | None = None
     managed: bool = False
     kept: bool = False
+    build: str = "dkms"
+    secure_boot: str = ""
 
     def as_dict(self, actions: list[dict[str, t.Any]]) -> dict[str, t.Any]:
         return {

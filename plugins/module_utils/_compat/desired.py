@@ -58,6 +58,9 @@ class DesiredDriver:
     reboot_allowed: bool
     downgrade_allowed: bool
     gpus_exclude: tuple[str, ...]
+    branch_preferred: int | None
+    accept_missing_gpus: bool
+    mok_password_set: bool
 
 
 @dataclass(frozen=True)
@@ -216,10 +219,19 @@ class _Section:
 
 def _driver(section: _Section) -> DesiredDriver:
     section.only("state", "minimum", "branch", "flavor", "source", "package_set", "repository_url", "repository_key",
-                 "reboot_allowed", "downgrade_allowed", "gpus_exclude")  # fmt: skip
+                 "reboot_allowed", "downgrade_allowed", "gpus_exclude", "branch_preferred", "accept_missing_gpus",
+                 "mok_password_set")  # fmt: skip
     branch = section.text("branch", "auto")
     if branch != "auto" and not re.fullmatch(r"[0-9]{3,4}", branch):
         raise section.bad("branch", "must be auto or the number of a branch, such as 580")
+    preferred = section.text("branch_preferred")
+    if preferred and not re.fullmatch(r"[0-9]{3,4}", preferred):
+        raise section.bad("branch_preferred", "must be empty or the number of a branch, such as 595")
+    if preferred and branch != "auto":
+        raise InvalidDesired(
+            f"{section.name('branch')} asks for {branch} on every host and {section.name('branch_preferred')} for the newest up to "
+            f"{preferred} that each can have; leave one of them out"
+        )
     key = section.text("repository_key")
     if key and "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in key:
         raise InvalidDesired(f"{section.name('repository_key')} must hold an ASCII-armoured OpenPGP public key")
@@ -240,6 +252,9 @@ def _driver(section: _Section) -> DesiredDriver:
         reboot_allowed=section.flag("reboot_allowed"),
         downgrade_allowed=section.flag("downgrade_allowed"),
         gpus_exclude=tuple(_address(section, value) for value in section.strings("gpus_exclude") or ()),
+        branch_preferred=int(preferred) if preferred else None,
+        accept_missing_gpus=section.flag("accept_missing_gpus"),
+        mok_password_set=section.flag("mok_password_set"),
     )
 
 

@@ -18,8 +18,12 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decis
     listed,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import Desired
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.driver_packages import (
+    add_packages,
+    refuse_foreign,
+    signed_modules,
+)
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import (
-    Distribution,
     Knowledge,
     Row,
     at_least,
@@ -30,15 +34,14 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host, Installed
 
-DRIVER_INSTALL_DISTRIBUTIONS = ("debian12", "debian13")
-"""Where the role nvidia_driver can install a driver. Elsewhere a suitable one has to be there already."""
-
-SOURCES_PATH = "/etc/apt/sources.list.d/gpufleet-nvidia.sources"
-ARCHIVE_SOURCES_PATH = "/etc/apt/sources.list.d/gpufleet-archive.sources"
-KEY_PATH = "/etc/apt/keyrings/gpufleet-nvidia.asc"
-
-PINNED_PACKAGES = "nvidia-* libnvidia-* cuda-drivers* libcuda1 libcudadebugger1 libxnvctrl0 firmware-nvidia-gsp xserver-xorg-video-nvidia*"
-"""As apt_preferences(5) wants them. What has another version scheme, such as the container tools, does not match the version."""
+SECURE_BOOT = (
+    {"signed_modules": True, "key": None, "way": "signed"},
+    {"signed_modules": False, "key": "enrolled", "way": "dkms"},
+    {"signed_modules": False, "key": "pending", "way": "console"},
+    {"signed_modules": False, "key": "absent", "way": "stage"},
+)
+"""How a module gets past Secure Boot: the first row that fits. `key`: the state of the key that DKMS signs with, None: any.
+`console`: the key waits for a person at the machine; `stage`: it has to be handed to the firmware first."""
 
 
 def ceilings(host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -> list[Ceiling]:
@@ -51,6 +54,9 @@ def ceilings(host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -
             return [Ceiling(f"the Windows driver {current}", "driver_minimum", remedy, branch=branch_of(current))]
         notes.warn("The driver of this WSL2 host belongs to Windows, and its version is not known.")
         return []
+    owner = _owner(host, gpus)
+    if owner:
+        return [Ceiling(f"{current}, {owner.whose}", owner.code, owner.remedy, version=current)] if current else []
     if _from_jetpack(gpus):
         remedy = "Update JetPack, or use the torch wheels that NVIDIA publishes for it."
         # JetPack numbers its drivers within a branch in a way of its own, such as 580.00.
@@ -98,14 +104,17 @@ def resolve_driver(
     needs = _needs(gpus, stacks, wanted, knowledge)
     minimum = newest(need.version for need in needs)
     _refuse_unmet(needs, bounds, gpus, wanted, knowledge, notes)
-    if host.wsl or _from_jetpack(gpus) or "driver" not in wanted.steps or wanted.driver.state == "absent":
+    left_alone = host.wsl or _from_jetpack(gpus) or _owner(host, gpus)
+    if left_alone or "driver" not in wanted.steps or wanted.driver.state == "absent":
         return _as_it_is(host, gpus, minimum, wanted, notes)
+    _refuse_missing_gpus(host, wanted, notes)
     driver = Driver(minimum=minimum, flavor=_flavor(gpus, wanted, notes), managed=True)
     _refuse_branch(gpus, wanted, knowledge, notes)
-    if host.installed and _fulfils(host.installed, gpus, minimum, wanted):
+    if host.installed and _fulfils(host.installed, driver, host, gpus, wanted, knowledge):
         _keep(driver, host.installed, host, wanted, knowledge, notes)
     else:
         _choose(driver, host, gpus, wanted, knowledge, notes)
+    driver.secure_boot = _secure_boot(host, driver)
     _say_needs(driver, gpus, needs, wanted, notes)
     branch = knowledge.branches.get(driver.branch or 0)
     if branch and branch.status == "eol":
@@ -113,6 +122,57 @@ def resolve_driver(
         supported = listed(str(row.branch) for row in knowledge.branches.values() if row.status != "eol")
         notes.warn(f"Driver branch {branch.branch} gets no more fixes{since}; supported are {supported}.")
     return driver
+
+
+class _Owner(t.NamedTuple):
+    """Somebody else whose driver it is."""
+
+    name: str
+    whose: str
+    code: str
+    remedy: str
+
+
+def _owner(host: Host, gpus: t.Sequence[Gpu]) -> _Owner | None:
+    """Who brings the driver, where packages on this host cannot: the hypervisor's vendor, or the machine around a container."""
+    if any(host.virtual(gpu) == "vgpu" for gpu in gpus):
+        return _Owner(
+            "NVIDIA's vGPU software",
+            "the driver of NVIDIA's vGPU software",
+            "gpu_virtual",
+            "Install the guest driver that belongs to the vGPU software of the hypervisor; no driver from a repository works with it.",
+        )
+    if host.os.get("virtualization") == "container" and not host.os.get("kernels"):
+        return _Owner(
+            "the machine around this container",
+            "the driver of the machine around this container",
+            "distribution",
+            "Install or update the driver on the machine that runs this container, and give the container its GPUs.",
+        )
+    return None
+
+
+def _refuse_missing_gpus(host: Host, wanted: Desired, notes: Notes) -> None:
+    """A host whose GPUs are not all there is not planned from what is left."""
+    missing = host.missing_gpus()
+    if missing and wanted.driver.accept_missing_gpus:
+        notes.warn(f"{listed(missing)} is missing; nvidia_driver_accept_missing_gpus says that this is meant.")
+    elif missing:
+        notes.refuse(
+            "gpu_missing",
+            f"{listed(missing)} was in this host at the last change of its driver and is not on the PCI bus now",
+            "Check seat, power and lspci -d 10de:, then run again. If it was taken out, set nvidia_driver_accept_missing_gpus: true.",
+        )
+
+
+def _secure_boot(host: Host, driver: Driver) -> str:
+    """Which way SECURE_BOOT leaves; nothing where it is off, or not known."""
+    if not host.os.get("secure_boot") or "machine_owner_key" not in host.os:
+        return ""
+    seen = host.machine_owner_key
+    key = "enrolled" if seen.get("enrolled") else "pending" if seen.get("pending") else "absent"
+    signed = driver.build == "prebuilt"
+    return next(str(row["way"]) for row in SECURE_BOOT if row["signed_modules"] == signed and row["key"] in (None, key))
 
 
 def _from_jetpack(gpus: t.Sequence[Gpu]) -> bool:
@@ -170,6 +230,8 @@ def _as_it_is(host: Host, gpus: t.Sequence[Gpu], minimum: str, wanted: Desired, 
     elif _from_jetpack(gpus):
         driver.source = "platform"
         notes.say("Jetson: the driver comes with JetPack and is left alone.")
+    elif _owner(host, gpus):
+        _leave_to_owner(driver, host, gpus, wanted, notes)
     elif "driver" not in wanted.steps:
         if "torch" in wanted.steps:
             notes.say(
@@ -180,6 +242,19 @@ def _as_it_is(host: Host, gpus: t.Sequence[Gpu], minimum: str, wanted: Desired, 
         driver.managed, driver.packages = True, []
         notes.say("The driver is to be removed.")
     return driver
+
+
+def _leave_to_owner(driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -> None:
+    owner = _owner(host, gpus)
+    if owner is None:
+        return
+    driver.source = "platform"
+    if host.installed or not host.driver_known:
+        notes.say(
+            f"The driver belongs to {owner.name}: it is never changed here; it has to be {driver.minimum} or newer."
+        )
+    elif {"driver", "torch", "proof"} & set(wanted.steps) and wanted.driver.state == "present":
+        notes.refuse(owner.code, f"no driver is there, and it would have to be {owner.whose}", owner.remedy)
 
 
 def _refuse_unusable(host: Host, gpus: t.Sequence[Gpu], notes: Notes) -> None:
@@ -253,19 +328,47 @@ def _refuse_branch(gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge,
             )
 
 
-def _fulfils(driver: Installed, gpus: t.Sequence[Gpu], minimum: str, wanted: Desired) -> bool:
+def _fulfils(
+    installed: Installed, driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge
+) -> bool:
     """Whether the installed driver is all that is asked for and needed."""
-    if driver.branch is None or driver.source not in ("nvidia", "distro", None):
+    if installed.branch is None or installed.source not in ("nvidia", "distro", None):
         return False
-    new_enough = at_least(driver.version, minimum) if driver.version else at_least(str(driver.branch), minimum)
+    new_enough = at_least(installed.version or str(installed.branch), driver.minimum)
     flavors = {gpu.modules for gpu in gpus} & {"open", "proprietary"} | ({wanted.driver.flavor} - {None})
+    preferred = _preferred(installed.source or "nvidia", driver, host, gpus, wanted, knowledge)
     return (
         new_enough
-        and wanted.driver.branch in (None, driver.branch)
-        and wanted.driver.source in (None, driver.source)
-        and all(driver.branch <= gpu.last_branch for gpu in gpus if gpu.last_branch)
-        and (driver.flavor is None or flavors <= {driver.flavor})
+        and wanted.driver.branch in (None, installed.branch)
+        and wanted.driver.source in (None, installed.source)
+        and (preferred is None or installed.branch >= preferred)
+        and all(installed.branch <= gpu.last_branch for gpu in gpus if gpu.last_branch)
+        and (installed.flavor is None or flavors <= {installed.flavor})
     )
+
+
+def _preferred(
+    source: str, driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge
+) -> int | None:
+    """The newest branch up to the preferred one that this source has and every GPU of the host supports."""
+    limit = wanted.driver.branch_preferred
+    if limit is None:
+        return None
+    last = min([limit, *(gpu.last_branch for gpu in gpus if gpu.last_branch)])
+    distribution = host.distribution
+    if source == "distro":
+        rows = distribution.native if distribution else ()
+        branches = [int(row["branch"]) for row in rows if at_least(row["version"], driver.minimum)]
+    else:
+        first = min((*distribution.branches_seen, *distribution.pinning_branches), default=0) if distribution else 0
+        known = [
+            row.branch
+            for row in knowledge.branches.values()
+            if row.branch >= first and driver.flavor in row.modules and (row.status != "eol" or row.branch == limit)
+        ]
+        branches = [*known, *([limit] if limit > max(knowledge.branches) else [])]
+    lowest = branch_of(driver.minimum) or 0
+    return max((branch for branch in branches if lowest <= branch <= last), default=None)
 
 
 def _keep(
@@ -278,22 +381,22 @@ def _keep(
     version = installed.version or f"branch {installed.branch}"
     notes.say(f"Driver {version} ({driver.flavor} kernel modules) is installed and good enough: it is kept.")
     if host.distribution:
-        _add_packages(driver, host, host.distribution, wanted, knowledge, notes)
+        add_packages(driver, host, host.distribution, wanted, knowledge, notes)
 
 
 def _choose(
     driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge, notes: Notes
 ) -> None:
     """Choose a driver to install, and refuse what stands in its way."""
-    driver.source = wanted.driver.source or "nvidia"
+    driver.source = _source(driver, host, gpus, wanted, notes)
     distribution = host.distribution
     if driver.source == "distro":
-        driver.branch = _archive_branch(driver, distribution, wanted, host, notes)
+        driver.branch = _archive_branch(driver, host, gpus, wanted, knowledge, notes)
     else:
         driver.branch = _nvidia_branch(driver, host, gpus, wanted, knowledge, notes)
     if distribution:
-        _add_packages(driver, host, distribution, wanted, knowledge, notes)
-    if distribution is None or distribution.repository not in DRIVER_INSTALL_DISTRIBUTIONS:
+        add_packages(driver, host, distribution, wanted, knowledge, notes)
+    if distribution is None or not distribution.installs:
         branch = f"branch {driver.branch}, " if driver.branch else ""
         notes.refuse(
             "distribution",
@@ -308,52 +411,71 @@ def _choose(
             f"driver {installed.version} was installed from a .run file, over which packages cannot be installed",
             "Remove it on the host with nvidia-uninstall, then run again; or leave it alone with --tags torch,runtime.",
         )
-    foreign = [
-        package.name
-        for package in host.moving_packages()
-        if package.source in ("nvidia", "distro") and package.source != driver.source
-    ]
-    if foreign:
-        whose = {"nvidia": "NVIDIA's repository", "distro": "the distribution's archive"}
-        other = "distro" if driver.source == "nvidia" else "nvidia"
-        shown = listed(foreign[:3] + ([f"{len(foreign) - 3} more"] if len(foreign) > 3 else []))
+    refuse_foreign(driver, host, wanted, notes)
+    _refuse_downgrade(driver, host, wanted, notes)
+
+
+def _refuse_downgrade(driver: Driver, host: Host, wanted: Desired, notes: Notes) -> None:
+    installed = host.installed
+    if not (installed and installed.branch and driver.branch and driver.branch < installed.branch):
+        return
+    if not wanted.driver.downgrade_allowed:
         notes.refuse(
-            "foreign_packages",
-            f"driver {installed.version if installed else ''} from {whose[other]} is installed ({shown}), and packages of "
-            f"{whose[driver.source]} must not be mixed with it",
-            f"Remove it on the host (apt-get purge {' '.join(foreign)}), then run again"
-            + (
-                f"; or keep it with nvidia_driver_source: {other}, where a driver >= {driver.minimum} is to be had there."
-                if wanted.driver.source
-                else "."
-            ),
+            "driver_downgrade",
+            f"branch {installed.branch} is installed, branch {driver.branch} would be a downgrade",
+            "Permit it with nvidia_driver_downgrade_allowed, or keep the newer one with nvidia_driver_branch: auto."
+            if wanted.driver.branch
+            else "Permit it with nvidia_driver_downgrade_allowed: the newer branch does not fit this host.",
         )
-    if installed and installed.branch and driver.branch and driver.branch < installed.branch:
-        if not wanted.driver.downgrade_allowed:
-            notes.refuse(
-                "driver_downgrade",
-                f"branch {installed.branch} is installed, branch {driver.branch} would be a downgrade",
-                "Permit it with nvidia_driver_downgrade_allowed, or keep the newer one with nvidia_driver_branch: auto."
-                if wanted.driver.branch
-                else "Permit it with nvidia_driver_downgrade_allowed: the newer branch does not fit this host.",
-            )
-        notes.warn(f"Branch {driver.branch} replaces the newer branch {installed.branch}.")
+    notes.warn(f"Branch {driver.branch} replaces the newer branch {installed.branch}.")
+
+
+def _source(driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -> str:
+    """Where packages come from: what is asked for; where the driver is from that is there; NVIDIA's repository."""
+    if wanted.driver.source:
+        return wanted.driver.source
+    serves = bool(_archive_rows(driver, host, gpus, wanted))
+    if host.installed and host.installed.source == "distro" and serves:
+        notes.say(f"The driver that is there is from the archive of {host.os_name}, which has a suitable one, too.")
+        return "distro"
+    fresh = host.installed is None
+    unsigned = host.os.get("secure_boot") and not host.machine_owner_key.get("enrolled")
+    if fresh and unsigned and serves and signed_modules(host) is not None:
+        notes.say(
+            f"Secure Boot is on and no key of this host is enrolled: the driver comes from the archive of {host.os_name}, whose "
+            "modules are signed."
+        )
+        return "distro"
+    return "nvidia"
+
+
+def _archive_rows(driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired) -> list[Row]:
+    """Drivers of the distribution's own archive that would do."""
+    last = min((gpu.last_branch for gpu in gpus if gpu.last_branch), default=None)
+    return [
+        row
+        for row in (host.distribution.native if host.distribution else ())
+        if at_least(row["version"], driver.minimum)
+        and wanted.driver.branch in (None, row["branch"])
+        and (last is None or row["branch"] <= last)
+    ]
 
 
 def _archive_branch(
-    driver: Driver, distribution: Distribution | None, wanted: Desired, host: Host, notes: Notes
+    driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge, notes: Notes
 ) -> int | None:
     """The branch that the distribution's own archive gives."""
-    rows = distribution.native if distribution else ()
+    rows = host.distribution.native if host.distribution else ()
     if not rows:
-        notes.refuse(
-            "driver_source",
-            f"which drivers the archive of {host.os_name} has is not established",
-            "Set nvidia_driver_source to nvidia.",
-        )
+        has_none = host.distribution is not None and host.distribution.family == "redhat"
+        what = "has no NVIDIA driver" if has_none else "has which drivers is not established"
+        notes.refuse("driver_source", f"the archive of {host.os_name} {what}", "Set nvidia_driver_source to nvidia.")
         return wanted.driver.branch
     asked = [row for row in rows if row["branch"] == wanted.driver.branch]
-    enough = [row for row in rows if at_least(row["version"], driver.minimum)]
+    enough = _archive_rows(driver, host, gpus, wanted)
+    preferred = _preferred("distro", driver, host, gpus, wanted, knowledge)
+    installed = (host.installed.branch if host.installed else None) or 0
+    enough.sort(key=lambda row: (row["branch"] != preferred, row["branch"] < installed))
     row = (asked or enough or rows)[0]
     if wanted.driver.branch and not asked:
         has = listed(str(other["branch"]) for other in rows)
@@ -364,8 +486,20 @@ def _archive_branch(
         )
     if row["note"]:
         notes.warn(f"{row['version']} of {host.os_name}: {row['note']}.")
-    notes.say(f"Driver {row['version']} from the archive of {host.os_name}, as nvidia_driver_source asks.")
+    _warn_of_kernels(row, host, notes)
+    notes.say(f"Driver {row['version']} from the archive of {host.os_name}.")
     return int(row["branch"])
+
+
+def _warn_of_kernels(row: Row, host: Host, notes: Notes) -> None:
+    """A kernel that is newer than the archive's driver supports. A warning: the archive may have mended it since."""
+    first = row["fails_from"]
+    newer = [release for release in host.future_kernels() if first and at_least(release, first)]
+    if newer:
+        notes.warn(
+            f"Kernel {listed(newer)} is too new for driver {row['version']} of {host.os_name}, as known on the day of the knowledge base: "
+            "the trial build decides, and where it fails nothing is replaced. The way out is nvidia_driver_source: nvidia."
+        )
 
 
 def _nvidia_branch(
@@ -385,9 +519,17 @@ def _nvidia_branch(
     default = int(knowledge.defaults["driver_branch"])
     last = min((gpu.last_branch for gpu in gpus if gpu.last_branch), default=None)
     installed = host.installed.branch if host.installed else None
+    if installed and last and installed > last:
+        installed = None
+    preferred = _preferred("nvidia", driver, host, gpus, wanted, knowledge)
+    if preferred and preferred >= (installed or 0):
+        limit = wanted.driver.branch_preferred
+        notes.say(
+            f"Driver branch {preferred}: the newest up to {limit} (nvidia_driver_branch_preferred) for this host."
+        )
+        return preferred
     lowest = max(default, branch_of(driver.minimum) or 0, min(seen, default=0) if default not in seen else 0)
-    if installed and installed > lowest and not (last and installed > last):
-        lowest = installed  # never a downgrade unasked
+    lowest = max(lowest, installed or 0)  # never a downgrade unasked
     branch = _supported_branch(lowest, knowledge, driver.flavor)
     if last and branch > last:
         branch = last
@@ -404,135 +546,6 @@ def _supported_branch(lowest: int, knowledge: Knowledge, flavor: str | None = No
     lowest = max(lowest, int(knowledge.defaults["driver_branch"]))
     rows = [row for row in knowledge.branches.values() if row.branch >= lowest and row.status != "eol"]
     return min((row.branch for row in rows if flavor is None or flavor in row.modules), default=lowest)
-
-
-def _add_packages(
-    driver: Driver, host: Host, distribution: Distribution, wanted: Desired, knowledge: Knowledge, notes: Notes
-) -> None:
-    """Fill in package set, packages, pin and repository."""
-    row = _set_row(driver, distribution, knowledge)
-    if row is None:
-        return
-    kinds = ("desktop", "compute")
-    there = [kind for kind in kinds if any(_all_there(host, row[kind][flavor], driver.branch) for flavor in row[kind])]
-    fresh = "desktop" if host.os.get("graphical") else "compute"
-    driver.package_set = wanted.driver.package_set or (there or [fresh])[0]
-    names = row[driver.package_set][driver.flavor]
-    if not names:
-        notes.warn(f"Compute-only packages of {distribution.name} are not established; the desktop set is planned.")
-        driver.package_set, names = "desktop", row["desktop"][driver.flavor]
-    driver.packages = [name.format(branch=driver.branch) for name in names]
-    if driver.source == "nvidia":
-        driver.pin = _pin(driver, distribution)
-        driver.repository = _nvidia_repository(host, distribution, wanted, knowledge, notes)
-    else:
-        driver.repository = _archive_repository(host, distribution, notes)
-
-
-def _set_row(driver: Driver, distribution: Distribution, knowledge: Knowledge) -> Row | None:
-    names = distribution.sets if driver.source == "nvidia" else (distribution.native_sets,)
-    rows = [knowledge.package_sets[name] for name in names if name]
-    return next((row for row in rows if row["until"] is None or (driver.branch or 0) <= row["until"]), None)
-
-
-def _all_there(host: Host, names: t.Sequence[str], branch: int | None) -> bool:
-    return bool(names) and all(host.has_package(name.format(branch=branch)) for name in names)
-
-
-def _pin(driver: Driver, distribution: Distribution) -> dict[str, t.Any]:
-    """How the branch is held: a package of NVIDIA's, our own apt preferences, a module stream or a version lock."""
-    version = f"{driver.branch}.*"
-    if distribution.pin == "module_stream":
-        stream = f"nvidia-driver:{driver.branch}-{'open' if driver.flavor == 'open' else 'dkms'}"
-        return {"kind": "module_stream", "package": None, "packages": stream, "version": version, "priority": None}
-    if distribution.pin == "versionlock":
-        packages = f"*nvidia*{driver.branch}*"
-        return {"kind": "versionlock", "package": None, "packages": packages, "version": version, "priority": None}
-    known = driver.branch in distribution.pinning_branches
-    return {
-        "kind": "package" if known else "preferences",
-        "package": f"nvidia-driver-pinning-{driver.branch}" if known else None,
-        "packages": PINNED_PACKAGES,
-        "version": version,
-        "priority": 1000,
-    }
-
-
-def _same_uri(left: str, right: str) -> bool:
-    return left.rstrip("/") == right.rstrip("/")
-
-
-def _nvidia_repository(
-    host: Host, distribution: Distribution, wanted: Desired, knowledge: Knowledge, notes: Notes
-) -> dict[str, t.Any]:
-    arch = knowledge.repository_architectures.get(host.arch, host.arch)
-    url = (
-        wanted.driver.repository_url
-        or f"{knowledge.defaults['nvidia_repository_base_url']}/{distribution.repository}/{arch}"
-    )
-    others = [
-        source
-        for source in host.apt_sources()
-        if source.get("file") != SOURCES_PATH and any(_same_uri(str(uri), url) for uri in source.get("uris") or ())
-    ]
-    ours = host.file(SOURCES_PATH) is not None
-    adopted = others[0] if others and not ours else None
-    if others and ours:
-        notes.warn(
-            f"{others[0].get('file')} and {SOURCES_PATH} both describe {url}; remove the former, apt stops where their keys differ."
-        )
-    key = knowledge.keys[distribution.key]
-    if adopted:
-        notes.say(f"The repository is described by {adopted['file']} already; that file is used.")
-    elif (
-        not key["file"] and not wanted.driver.repository_key and distribution.repository in DRIVER_INSTALL_DISTRIBUTIONS
-    ):
-        notes.refuse(
-            "driver_source",
-            f"the key that signs NVIDIA's repository for {distribution.name} is not known",
-            "Give it with nvidia_driver_repository_key.",
-        )
-    return {
-        "url": url,
-        "key_file": "" if adopted or wanted.driver.repository_key else key["file"] or "",
-        "signed_by": adopted.get("signed_by") if adopted else KEY_PATH if distribution.family == "debian" else None,
-        "adopt": adopted["file"] if adopted else None,
-    }
-
-
-def _archive_repository(host: Host, distribution: Distribution, notes: Notes) -> dict[str, t.Any] | None:
-    """The distribution's archive, found by where `main` comes from; `adopt` where it has all components already."""
-    if not distribution.components:
-        return None
-    codename = str(host.os.get("codename") or "")
-    main = [
-        source
-        for source in host.apt_sources()
-        if "main" in (source.get("components") or ()) and (not codename or codename in (source.get("suites") or ()))
-    ]
-    if not main:
-        if host.apt_sources_known:
-            notes.refuse(
-                "driver_source",
-                f"no apt source of {host.os_name} was found that carries {codename or 'its release'} main",
-                "Add the distribution's archive to the host's apt sources, or set nvidia_driver_source to nvidia.",
-            )
-        return {"url": "", "key_file": "", "signed_by": None, "adopt": None}
-    url = str((main[0].get("uris") or [""])[0])
-    present = {
-        component
-        for source in host.apt_sources()
-        if any(_same_uri(str(uri), url) for uri in source.get("uris") or ())
-        and set(source.get("suites") or ()) & {codename}
-        for component in source.get("components") or ()
-    }
-    complete = set(distribution.components) <= present
-    return {
-        "url": url,
-        "key_file": "",
-        "signed_by": main[0].get("signed_by"),
-        "adopt": main[0].get("file") if complete else None,
-    }
 
 
 def _say_needs(driver: Driver, gpus: t.Sequence[Gpu], needs: t.Sequence[Need], wanted: Desired, notes: Notes) -> None:

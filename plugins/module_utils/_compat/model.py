@@ -148,6 +148,9 @@ class Distribution:
     native_sets: str | None
     components: tuple[str, ...]
     headers: t.Mapping[str, str]
+    installs: bool
+    epel: tuple[str, ...]
+    signed_modules: Row | None
 
 
 @dataclass(frozen=True)

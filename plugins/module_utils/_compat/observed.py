@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import hashlib
 import re
@@ -26,7 +27,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
 _TEXT, _NUMBER, _FLAG, _ANY = "text", "number", "flag", "any"
 _FLAVOR = ("open", "proprietary")
 _SOURCE = ("nvidia", "distro", "runfile", "wsl")
-_PACKAGE = {"name": _TEXT, "version": _TEXT, "source": _TEXT, "held": _FLAG, "state": _TEXT}
+_PACKAGE = {"name": _TEXT, "version": _TEXT, "architecture": _TEXT, "source": _TEXT, "held": _FLAG, "state": _TEXT}
 _INTEGRITY = {"status": _TEXT, "missing": _NUMBER, "changed": _NUMBER, "added": _NUMBER, "examples": [_TEXT]}
 _STAMP = {"spec_digest": _TEXT, "spec": {"torch": _TEXT}, "owner": _TEXT, "group": _TEXT, "proof": {"sm": [_TEXT]}}
 _SHAPE: dict[str, t.Any] = {
@@ -46,6 +47,18 @@ _SHAPE: dict[str, t.Any] = {
         "apt": {
             "sources": [{"file": _TEXT, "uris": [_TEXT], "suites": [_TEXT], "components": [_TEXT], "signed_by": _TEXT}]
         },
+        "package_manager": _TEXT,
+        "dnf": {
+            "repositories": [
+                {"file": _TEXT, "id": _TEXT, "urls": [_TEXT], "enabled": _FLAG, "gpgcheck": _FLAG, "keys": [_TEXT]}
+            ],
+            "streams": {"*": _TEXT},
+            "versionlock": _FLAG,
+            "excludes": [{"file": _TEXT, "id": _TEXT, "packages": [_TEXT]}],
+        },
+        "machine_owner_key": {"path": _TEXT, "enrolled": _FLAG, "pending": _FLAG},
+        "inhibitors": [{"who": _TEXT, "why": _TEXT}],
+        "disk_passphrase": _FLAG,
     },
     "gpus": [
         {
@@ -65,14 +78,29 @@ _SHAPE: dict[str, t.Any] = {
         "flavor": _FLAVOR,
         "source": _SOURCE,
         "packages": [_PACKAGE],
-        "pins": [{"file": _TEXT, "packages": _TEXT, "version": _TEXT, "priority": _NUMBER, "from_package": _TEXT}],
+        "pins": [
+            {
+                "file": _TEXT,
+                "packages": _TEXT,
+                "version": _TEXT,
+                "pin": _TEXT,
+                "priority": _NUMBER,
+                "from_package": _TEXT,
+            }
+        ],
         "modules_by_kernel": {"*": {"version": _TEXT, "flavor": _FLAVOR}},
         "nouveau_loaded": _FLAG,
         "nova_core_loaded": _FLAG,
         "persistence": {"unit": _TEXT, "present": _FLAG, "enabled": _FLAG, "active": _FLAG},
         "mismatch": _FLAG,
         "reboot_required": _FLAG,
-        "processes": [{"pid": _NUMBER, "command": _TEXT, "kind": _TEXT}],
+        "processes": [{"pid": _NUMBER, "command": _TEXT, "kind": _TEXT, "container": _TEXT}],
+        "interrupted": [_TEXT],
+        "device_nodes": {"*": _FLAG},
+        "nouveau_in_initramfs": {"*": _FLAG},
+        "virtual": {"*": _TEXT},
+        "staged": {"branch": _NUMBER, "flavor": _TEXT, "packages": _TEXT},
+        "journal": {"holds": [_TEXT], "gpus": [{"pci_address": _TEXT, "pci_device_id": _TEXT, "name": _TEXT}]},
     },
     "environments": [
         {
@@ -131,6 +159,10 @@ def conform(value: t.Any, shape: t.Any) -> t.Any:
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _BROKEN_STATES = ("half-configured", "half-installed", "unpacked", "triggers-awaited", "triggers-pending")
 _PINNING = re.compile(r"nvidia-driver-pinning-")
+# What follows the kernel or a repository and not the driver: it stays free to move.
+_NOT_FROZEN = re.compile(
+    r"cuda-keyring$|nvidia-driver-pinning-|cuda-compat|linux-(?:modules|objects|signatures)-nvidia"
+)
 # Driver packages whose version is not the driver's, and what steers or feeds a driver without being part of one.
 _NOT_DRIVER = re.compile(
     r"cuda-keyring$|cuda-compat|firmware-nvidia-graphics$|nvidia-driver-pinning-|nvlsm$|dnf-plugin-nvidia$"
@@ -187,6 +219,11 @@ class Package:
     @property
     def is_driver(self) -> bool:
         return not _NOT_DRIVER.match(self.name)
+
+    @property
+    def to_freeze(self) -> bool:
+        """Whether it has to stay at its version through upgrades of the system."""
+        return self.present and not _NOT_FROZEN.match(self.name)
 
 
 @dataclass(frozen=True)
@@ -288,6 +325,10 @@ class Host:
             if row in chosen and row.get("release")
         ]
 
+    def future_kernels(self) -> list[str]:
+        """Releases of the kernels that can boot next."""
+        return [kernel.release for kernel in self.bootable_kernels()]
+
     def older_kernels(self) -> list[str]:
         """The other kernels that are installed."""
         bootable = {kernel.release for kernel in self.bootable_kernels()}
@@ -297,7 +338,9 @@ class Host:
     def processes(self, *kinds: str) -> list[str]:
         """Name the processes of some kinds that hold a GPU."""
         rows = [_mapping(row) for row in _list(self.driver.get("processes"))]
-        return sorted({f"{row.get('command')} ({row.get('pid')})" for row in rows if row.get("kind") in kinds})
+        chosen = [row for row in rows if row.get("kind") in kinds]
+        where = {id(row): f" in container {row['container']}" if row.get("container") else "" for row in chosen}
+        return sorted({f"{row.get('command')} ({row.get('pid')}{where[id(row)]})" for row in chosen})
 
     @property
     def nouveau(self) -> bool:
@@ -312,8 +355,89 @@ class Host:
     def apt_sources_known(self) -> bool:
         return isinstance(_mapping(self.os.get("apt")).get("sources"), list)
 
+    @property
+    def dnf(self) -> dict[str, t.Any]:
+        return _mapping(self.os.get("dnf"))
+
+    def dnf_repositories(self) -> list[t.Mapping[str, t.Any]]:
+        """Those that are enabled."""
+        rows = [_mapping(row) for row in _list(self.dnf.get("repositories"))]
+        return [row for row in rows if row.get("enabled") is not False]
+
+    @property
+    def dnf_repositories_known(self) -> bool:
+        return isinstance(self.dnf.get("repositories"), list)
+
+    def dnf_excludes(self) -> list[t.Mapping[str, t.Any]]:
+        return [_mapping(row) for row in _list(self.dnf.get("excludes"))]
+
+    @property
+    def stream(self) -> str | None:
+        """The enabled module stream of NVIDIA's driver."""
+        return _mapping(self.dnf.get("streams")).get("nvidia-driver")
+
     def pins(self) -> list[t.Mapping[str, t.Any]]:
         return [_mapping(row) for row in _list(self.driver.get("pins"))]
+
+    @property
+    def pins_known(self) -> bool:
+        return isinstance(self.driver.get("pins"), list)
+
+    @property
+    def journal(self) -> dict[str, t.Any]:
+        """What the role wrote down at its last change."""
+        return _mapping(self.driver.get("journal"))
+
+    def own_holds(self) -> frozenset[str]:
+        """Names of the packages that we hold or lock; every other hold is the user's."""
+        return frozenset(_list(self.journal.get("holds")))
+
+    def missing_gpus(self) -> list[str]:
+        """GPUs that were here at the last change and are not on the bus any more; a card may move to another slot."""
+        now = collections.Counter(gpu.device_id for gpu in self.gpus)
+        missing = []
+        for row in map(_mapping, _list(self.journal.get("gpus"))):
+            device = str(row.get("pci_device_id") or "").lower()
+            now[device] -= 1
+            if now[device] < 0:
+                missing.append(f"{row.get('name') or device} (last seen at {row.get('pci_address')})")
+        return missing
+
+    def virtual(self, gpu: Gpu) -> str | None:
+        """`vgpu`: a share of a GPU; `passthrough`: given away to a guest; None: neither, or not known."""
+        return _mapping(self.driver.get("virtual")).get(gpu.address or "")
+
+    @property
+    def machine_owner_key(self) -> dict[str, t.Any]:
+        return _mapping(self.os.get("machine_owner_key"))
+
+    def inhibitors(self) -> list[str]:
+        """Name who holds a reboot off."""
+        rows = [_mapping(row) for row in _list(self.os.get("inhibitors"))]
+        return [f"{row.get('who')} ({row.get('why')})" for row in rows]
+
+    def interrupted(self) -> list[str]:
+        """What package work left half-done, in words."""
+        told = [str(text) for text in _list(self.driver.get("interrupted"))]
+        broken = [f"{package.name} is {package.state}" for package in self.packages if package.broken]
+        return told or broken
+
+    def nouveau_at_boot(self) -> list[str]:
+        """Kernels that can boot next and whose initramfs brings nouveau."""
+        found = _mapping(self.driver.get("nouveau_in_initramfs"))
+        return [release for release in self.future_kernels() if found.get(release)]
+
+    def lacks_node(self, path: str) -> bool:
+        return _mapping(self.driver.get("device_nodes")).get(path) is False
+
+    def is_staged(self, branch: int | None, flavor: str | None, digest: str) -> bool:
+        """Whether exactly this change is downloaded and tried already."""
+        staged = _mapping(self.driver.get("staged"))
+        return bool(digest) and (staged.get("branch"), staged.get("flavor"), staged.get("packages")) == (
+            branch,
+            flavor,
+            digest,
+        )
 
     def pythons(self) -> t.Mapping[str, str] | None:
         """The installed interpreters by version; None where that is not known."""

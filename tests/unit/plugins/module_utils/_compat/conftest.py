@@ -10,6 +10,8 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import MANAGED_BLOCK_MARKER
+from ansible_collections.gpufleet.workstation.plugins.module_utils._driver.change import digest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._driver.model import Transaction
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
     environment_files,
@@ -26,11 +28,66 @@ SYSTEMS = {
     "ubuntu2404-arm": ("ubuntu", "24.04", "aarch64"),
     "ubuntu2604": ("ubuntu", "26.04", "x86_64"),
     "rocky9": ("rocky", "9.4", "x86_64"),
+    "rhel9": ("rhel", "9.4", "x86_64"),
+    "alma9-arm": ("almalinux", "9.4", "aarch64"),
+    "rhel10": ("rhel", "10.0", "x86_64"),
     "alma10": ("almalinux", "10.0", "x86_64"),
     "arch": ("arch", "", "x86_64"),
 }
 KERNEL = "6.12.107+deb13-amd64"
 OLD_KERNEL = "6.12.94+deb13-amd64"
+KERNELS = {
+    "debian": (KERNEL, OLD_KERNEL),
+    "ubuntu2204": ("5.15.0-119-generic", "5.15.0-118-generic"),
+    "ubuntu2404": ("6.17.0-40-generic", "6.8.0-51-generic"),
+    "ubuntu2604": ("7.0.0-34-generic", "7.0.0-30-generic"),
+    "el9": ("5.14.0-611.el9.x86_64", "5.14.0-570.el9.x86_64"),
+    "el10": ("6.12.0-124.el10.x86_64", "6.12.0-55.el10.x86_64"),
+}
+CODENAMES = {
+    "debian12": "bookworm",
+    "debian13": "trixie",
+    "ubuntu2204": "jammy",
+    "ubuntu2404": "noble",
+    "ubuntu2604": "resolute",
+}
+
+
+def kernels_of(system: str) -> tuple[str, str]:
+    """The two kernels of a system's observation, the running one first."""
+    os_id, version, _arch = SYSTEMS[system]
+    key = (
+        os_id
+        if os_id == "debian"
+        else system.partition("-")[0]
+        if os_id == "ubuntu"
+        else f"el{version.partition('.')[0]}"
+    )
+    return KERNELS[key]
+
+
+def _archive(system: str) -> dict[str, Any]:
+    """What describes a distribution's own archive, as gpu_info sees it."""
+    os_id, _version, _arch = SYSTEMS[system]
+    if os_id not in ("debian", "ubuntu"):
+        ids = ("baseos", "appstream", *(() if os_id == "rhel" else ("extras",)))
+        rows = [{"file": f"/etc/yum.repos.d/{os_id}.repo", "id": name, "urls": [f"http://archive.example/{name}"], "enabled": True,
+                 "gpgcheck": True, "keys": []} for name in ids]  # fmt: skip
+        return {"package_manager": "dnf", "apt": None,
+                "dnf": {"repositories": rows, "streams": {"nvidia-driver": None}, "versionlock": True, "excludes": []}}  # fmt: skip
+    name = CODENAMES[system.partition("-")[0]]
+    components = {
+        "debian": ["main", "contrib", "non-free", "non-free-firmware"],
+        "ubuntu": ["main", "restricted", "universe"],
+    }
+    source = {
+        "file": f"/etc/apt/sources.list.d/{os_id}.sources",
+        "uris": [f"http://archive.example/{os_id}"],
+        "suites": [name, f"{name}-updates"],
+        "components": components[os_id],
+        "signed_by": f"/usr/share/keyrings/{os_id}-archive-keyring.gpg",
+    }
+    return {"package_manager": "apt", "apt": {"sources": [source]}, "dnf": None}
 
 
 def _fresh(*devices: str, system: str = "debian13", **parts: Any) -> Observation:
@@ -51,13 +108,14 @@ def full() -> Callable[..., Observation]:
 
     def make(*devices: str, system: str = "debian13", **driver: Any) -> Observation:
         observation = _fresh(*devices, system=system)
+        running, older = kernels_of(system)
         observation["os"].update(
-            codename={"debian12": "bookworm"}.get(system, "trixie"),
-            family="debian",
-            kernel=KERNEL,
+            codename=CODENAMES.get(system.partition("-")[0]),
+            family="debian" if SYSTEMS[system][0] in ("debian", "ubuntu") else "redhat",
+            kernel=running,
             kernels=[
-                {"release": KERNEL, "running": True, "default": True, "headers": True},
-                {"release": OLD_KERNEL, "running": False, "default": False, "headers": True},
+                {"release": running, "running": True, "default": True, "headers": True},
+                {"release": older, "running": False, "default": False, "headers": True},
             ],
             secure_boot=False,
             virtualization=None,
@@ -65,17 +123,12 @@ def full() -> Callable[..., Observation]:
             uid=0,
             pythons={"3.11": "/usr/bin/python3.11"} if system == "debian12" else {"3.13": "/usr/bin/python3.13"},
             graphical=False,
-            apt={
-                "sources": [
-                    {
-                        "file": "/etc/apt/sources.list.d/debian.sources",
-                        "uris": ["http://archive.example/debian"],
-                        "suites": ["trixie", "trixie-updates"],
-                        "components": ["main", "contrib", "non-free", "non-free-firmware"],
-                        "signed_by": "/usr/share/keyrings/debian-archive-keyring.gpg",
-                    }
-                ]
-            },
+            machine_owner_key=None,
+            sessions=[],
+            inhibitors=[],
+            disk_passphrase=False,
+            initramfs="update-initramfs",
+            **_archive(system),
         )
         observation.update(
             schema=1,
@@ -88,7 +141,13 @@ def full() -> Callable[..., Observation]:
                 "source": None,
                 "packages": [],
                 "pins": [],
-                "modules_by_kernel": {KERNEL: None, OLD_KERNEL: None},
+                "modules_by_kernel": {running: None, older: None},
+                "nouveau_in_initramfs": {running: False, older: False},
+                "interrupted": [],
+                "device_nodes": {"/dev/nvidiactl": True, "/dev/nvidia-uvm": True},
+                "virtual": {},
+                "staged": None,
+                "journal": None,
                 "nouveau_loaded": False,
                 "nova_core_loaded": False,
                 "persistence": {
@@ -154,6 +213,7 @@ def driven() -> Callable[..., dict[str, Any]]:
             },
             "persistence": {"unit": "nvidia-persistenced.service", "present": True, "enabled": True, "active": True},
             "mismatch": False,
+            "processes": [],
             **more,
         }
 
@@ -180,35 +240,62 @@ def carry_out() -> Callable[..., Observation]:
         driver, files = seen["driver"], seen["files"]
         for action in plan["actions"]:
             data, kind = action["data"], action["id"].split(":")[0]
-            if kind == "driver.repository":
-                files[data["sources_path"]] = _file(data["sources_content"])
+            if kind == "driver.repair":
+                driver["interrupted"] = []
+                for one in driver["packages"]:
+                    one["state"] = "installed"
+            elif kind == "driver.repository":
+                files[data["path"]] = _file(data["content"])
                 if data["key_path"]:
                     files[data["key_path"]] = _file(data["key_content"])
                     if not data["key_content"]:
                         files[data["key_path"]]["sha256"] = KEY_DIGESTS[data["key_file"]]
-            elif kind == "driver.pin":
-                if data["package"]:
-                    driver["packages"].append(_package(data["package"], "580-1", "nvidia"))
-                else:
-                    files[data["preferences_path"]] = _file(data["preferences_content"])
             elif kind == "driver.headers":
                 for kernel in seen["os"]["kernels"]:
-                    kernel["headers"] = kernel["headers"] or f"linux-headers-{kernel['release']}" in data["packages"]
+                    named = {f"linux-headers-{kernel['release']}", f"kernel-devel-{kernel['release']}"}
+                    kernel["headers"] = kernel["headers"] or bool(named & set(data["packages"]))
+                if "epel-release" in data["packages"]:
+                    seen["os"]["dnf"]["repositories"].append({"id": "epel", "enabled": True, "urls": []})
+            elif kind == "driver.stage":
+                driver["staged"] = {
+                    "branch": plan["driver"]["branch"],
+                    "flavor": plan["driver"]["flavor"],
+                    "packages": digest(Transaction(tuple(data["packages"]), tuple(data["remove"]))),
+                }
+            elif kind == "driver.keys":
+                seen["os"]["machine_owner_key"] = {"path": "/var/lib/dkms/mok.pub", "enrolled": False, "pending": True}
             elif kind == "driver.packages":
                 source = plan["driver"]["source"]
+                number = f"{version}-1" if seen["os"]["family"] == "debian" else f"3:{version}-1.el9"
                 kept = [one for one in driver["packages"] if one["name"] not in (*data["remove"], *data["packages"])]
-                driver["packages"] = kept + [_package(name, f"{version}-1", source) for name in data["packages"]]
+                driver["packages"] = kept + [
+                    _package(name, "6.17.0-40.40" if name.startswith("linux-modules") else number, source)
+                    for name in data["packages"]
+                ]
                 driver.update(
                     userspace_version=version,
-                    branch=int(data["version_glob"].partition(".")[0]),
+                    branch=int(data["version"].partition(".")[0]),
                     flavor=plan["driver"]["flavor"],
                     source=source,
+                    staged=None,
                 )
             elif kind == "driver.modules":
                 for release in data["kernels"]:
                     driver["modules_by_kernel"][release] = {"version": version, "flavor": data["flavor"], "path": "x"}
             elif kind == "driver.nouveau":
                 files[data["path"]] = _file(data["content"])
+                driver["nouveau_in_initramfs"] = dict.fromkeys(driver["nouveau_in_initramfs"], False)
+            elif kind == "driver.freeze":
+                _freeze(seen, plan)
+            elif kind == "driver.nodes":
+                driver["device_nodes"] = dict.fromkeys(driver["device_nodes"], True)
+            elif kind == "driver.remove":
+                driver["packages"] = [one for one in driver["packages"] if one["name"] not in data["packages"]]
+                driver.update(
+                    userspace_version=None, branch=None, flavor=None, source=None, loaded_version=None, pins=[]
+                )
+                for path in data["paths"]:
+                    files[path] = None
             elif kind in ("driver.load", "driver.reboot"):
                 driver.update(
                     loaded_version=driver["userspace_version"], loaded_flavor=driver["flavor"], mismatch=False
@@ -226,6 +313,30 @@ def carry_out() -> Callable[..., Observation]:
         return seen
 
     return do
+
+
+def _freeze(seen: Observation, plan: dict[str, Any]) -> None:
+    """Pin and hold all that is installed at its version, and write the holds down."""
+    driver = seen["driver"]
+    frozen = [one for one in driver["packages"] if not one["name"].startswith(("linux-modules", "cuda-keyring"))]
+    mine = "/etc/apt/preferences.d/gpufleet-nvidia"
+    driver["pins"] = [pin for pin in driver["pins"] if pin["file"] != mine]
+    for one in frozen:
+        one["held"] = True
+        if seen["os"]["family"] == "debian":
+            row = {
+                "file": mine,
+                "packages": one["name"],
+                "version": one["version"],
+                "priority": 1001,
+                "from_package": None,
+            }
+            driver["pins"].append(row)
+    if seen["os"]["family"] == "debian":
+        seen["files"][mine] = _file("pins")
+    if plan["driver"]["pin"]["kind"] == "module_stream":
+        seen["os"]["dnf"]["streams"]["nvidia-driver"] = plan["driver"]["pin"]["packages"].partition(":")[2]
+    driver["journal"] = {"holds": [one["name"] for one in frozen], "gpus": seen["gpus"]}
 
 
 def _build(seen: Observation, plan: dict[str, Any], name: str) -> None:

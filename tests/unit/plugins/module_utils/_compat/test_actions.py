@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resol
 Make = Callable[..., dict[str, Any]]
 RTX_5070, RTX_3090, GTX_1080 = "2f04", "2204", "1b80"
 KERNEL, OLD_KERNEL = "6.12.107+deb13-amd64", "6.12.94+deb13-amd64"
-FRESH_DRIVER = ["repository", "pin", "packages", "nouveau", "modules", "load", "persistence"]
+FRESH_DRIVER = ["repository", "headers", "stage", "packages", "modules", "nouveau", "freeze", "load", "persistence"]
 
 
 def ids(plan: dict[str, Any], step: str | None = None) -> list[str]:
@@ -98,7 +98,7 @@ def test_an_upgrade_converges_too(full: Make, driven: Make, carry_out: Make, fir
     observation = full(RTX_3090, **driven(first, "proprietary"))
     desired = {"driver": {"branch": "595", "flavor": "open", "reboot_allowed": True}}
     plan = resolve(observation, desired)
-    assert driver_ids(plan) == ["repository", "pin", "packages", "nouveau", "modules", "load", "persistence"]
+    assert driver_ids(plan) == [name for name in FRESH_DRIVER if name != "headers"]
     assert action(plan, "driver.packages")["data"]["remove"] == ["nvidia-kernel-dkms"]
     again = resolve(carry_out(observation, plan, "595.84"), desired)
     assert (again["actions"], again["pending"], again["refusals"]) == ([], [], [])
@@ -117,7 +117,10 @@ def converged(full: Make, carry_out: Make) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"pins": []}, []),
+        ({"pins": []}, ["freeze"]),
+        ({"interrupted": ["bash is half-configured"]}, ["repair"]),
+        ({"device_nodes": {"/dev/nvidia-uvm": False}}, ["nodes"]),
+        ({"nouveau_in_initramfs": {KERNEL: True, OLD_KERNEL: None}}, ["nouveau"]),
         ({"modules_by_kernel": {KERNEL: None}}, ["modules"]),
         ({"modules_by_kernel": {KERNEL: {"version": "580.65.06", "flavor": "open"}}}, ["modules"]),
         ({"modules_by_kernel": {KERNEL: {"version": "580.178.04", "flavor": "proprietary"}}}, ["modules"]),
@@ -182,7 +185,8 @@ def test_packages_that_are_half_installed_are_repaired(converged: dict[str, Any]
         "half-configured"
     )
     plan = resolve(converged)
-    assert driver_ids(plan) == ["packages", "modules", "load", "persistence"]
+    assert driver_ids(plan) == ["repair", "stage", "packages", "modules", "freeze", "load", "persistence"]
+    assert action(plan, "driver.repair")["data"] == {"what": ["nvidia-kernel-open-dkms is half-configured"]}
     assert action(plan, "driver.packages")["why"] == "nvidia-kernel-open-dkms is not completely installed"
 
 
@@ -211,37 +215,45 @@ def test_all_packages_that_carry_the_drivers_version_move_together(full: Make, d
         "nvidia-persistenced",
         "firmware-nvidia-gsp",
     ]
-    assert data["version_glob"] == "595.*"
-    assert action(plan, "driver.pin")["data"]["package"] == "nvidia-driver-pinning-595"
-    assert "nvidia-driver-pinning-570 pins another branch" in action(plan, "driver.pin")["why"]
+    assert data["version"] == "595.*"
+    assert data["remove"] == ["nvidia-open-570"]
+    assert action(plan, "driver.stage")["data"] == {**data, "kernels": [KERNEL, OLD_KERNEL], "build": "dkms"}
+    assert plan["driver"]["pin"]["version"] == "595.*"
 
 
-def test_held_packages_are_said(full: Make, driven: Make) -> None:
+def test_packages_that_a_user_holds_are_refused_with_the_command(full: Make, driven: Make) -> None:
     driver = driven("550.163.01")
     driver["packages"][0]["held"] = True
     plan = resolve(full(RTX_5070, **driver))
-    assert any("apt-mark unhold libcuda1" in warning for warning in plan["warnings"])
+    assert [row["code"] for row in plan["refusals"]] == ["driver_held"]
+    assert "apt-mark unhold libcuda1" in plan["refusals"][0]["remedy"]
+    driver["journal"] = {"holds": ["libcuda1"], "gpus": []}
+    assert resolve(full(RTX_5070, **driver))["feasible"]
 
 
-def test_a_pin_of_somebody_else_for_another_branch_is_said(full: Make) -> None:
+@pytest.mark.parametrize(("priority", "refused"), [(1000, False), (1001, True)])
+def test_a_pin_of_somebody_else_for_another_branch_is_said_and_refused_where_it_outranks_ours(
+    full: Make, priority: int, refused: bool
+) -> None:
     pin = {
         "file": "/etc/apt/preferences.d/mine",
         "packages": "nvidia-*",
         "version": "595.*",
-        "priority": 1001,
+        "priority": priority,
         "from_package": None,
     }
     plan = resolve(full(RTX_5070, pins=[pin]))
-    assert any("/etc/apt/preferences.d/mine pins nvidia-* to 595.*" in warning for warning in plan["warnings"])
+    words = "/etc/apt/preferences.d/mine pins nvidia-* to 595.*"
+    assert plan["feasible"] is not refused
+    assert any(words in text for text in (row["reason"] for row in plan["refusals"])) is refused
+    assert any(words in warning for warning in plan["warnings"]) is not refused
 
 
-def test_a_branch_without_pinning_package_is_pinned_by_a_file(full: Make) -> None:
-    data = action(resolve(full(RTX_5070), {"driver": {"branch": "615"}}), "driver.pin")["data"]
-    assert data["package"] is None
-    lines = data["preferences_content"].splitlines()
-    assert lines[0].startswith("Explanation:")
-    assert lines[1].startswith("Package: nvidia-* ")
-    assert lines[2:] == ["Pin: version 615.*", "Pin-Priority: 1000"]
+@pytest.mark.parametrize("branch", ["580", "615"])
+def test_every_branch_is_pinned_by_our_own_file_above_nvidias_pinning_packages(full: Make, branch: str) -> None:
+    pin = resolve(full(RTX_5070), {"driver": {"branch": branch}})["driver"]["pin"]
+    assert (pin["kind"], pin["package"], pin["version"], pin["priority"]) == ("preferences", None, f"{branch}.*", 1001)
+    assert pin["packages"].startswith("nvidia-* ")
 
 
 @pytest.mark.parametrize(
@@ -249,16 +261,19 @@ def test_a_branch_without_pinning_package_is_pinned_by_a_file(full: Make) -> Non
     [
         (
             [("6.12.107+deb13-amd64", True, False), ("6.12.94+deb13-amd64", False, True)],
-            ["linux-headers-6.12.107+deb13-amd64", "linux-headers-amd64"],
+            ["linux-headers-6.12.107+deb13-amd64", "linux-headers-amd64", "dkms"],
         ),
-        ([("6.1.0-28-cloud-amd64", True, False)], ["linux-headers-6.1.0-28-cloud-amd64", "linux-headers-cloud-amd64"]),
-        ([("6.9.1-custom", True, False)], ["linux-headers-6.9.1-custom"]),
-        ([("6.12.107+deb13-amd64", True, True)], None),
-        ([], ["linux-headers-amd64"]),
+        (
+            [("6.1.0-28-cloud-amd64", True, False)],
+            ["linux-headers-6.1.0-28-cloud-amd64", "linux-headers-cloud-amd64", "dkms"],
+        ),
+        ([("6.9.1-custom", True, False)], ["linux-headers-6.9.1-custom", "dkms"]),
+        ([("6.12.107+deb13-amd64", True, True)], ["dkms"]),
+        ([], ["linux-headers-amd64", "dkms"]),
     ],
 )
 def test_headers_are_installed_for_kernels_that_have_none(
-    full: Make, kernels: list[tuple[str, bool, bool]], packages: list[str] | None
+    full: Make, kernels: list[tuple[str, bool, bool]], packages: list[str]
 ) -> None:
     observation = full(RTX_5070)
     observation["os"]["kernels"] = [
@@ -266,9 +281,7 @@ def test_headers_are_installed_for_kernels_that_have_none(
         for release, running, headers in kernels
     ]
     plan = resolve(observation)
-    assert ("headers" in driver_ids(plan)) == (packages is not None)
-    if packages:
-        assert action(plan, "driver.headers")["data"] == {"packages": packages}
+    assert action(plan, "driver.headers")["data"] == {"packages": packages}
 
 
 def test_modules_are_checked_for_the_running_the_default_and_one_other_kernel(full: Make) -> None:
@@ -278,7 +291,12 @@ def test_modules_are_checked_for_the_running_the_default_and_one_other_kernel(fu
         for release in ("6.7", "6.6", "6.5", "6.4", "6.3")
     ]
     plan = resolve(observation)
-    assert action(plan, "driver.modules")["data"] == {"kernels": ["6.7", "6.6", "6.4"], "flavor": "open", "branch": 580}
+    assert action(plan, "driver.modules")["data"] == {
+        "kernels": ["6.7", "6.6", "6.4"],
+        "flavor": "open",
+        "branch": 580,
+        "build": "dkms",
+    }
     assert any("6.5 and 6.3" in warning for warning in plan["warnings"])
 
 
@@ -341,13 +359,22 @@ def test_a_reboot_that_waits_is_all_that_is_left_after_the_packages(full: Make, 
     assert driver_ids(resolve(seen, {"driver": {"reboot_allowed": True}})) == ["reboot"]
 
 
-def test_a_gpu_that_computes_keeps_its_driver_and_everything_else_goes_on(full: Make, driven: Make) -> None:
+def test_a_gpu_that_computes_keeps_its_driver_while_the_change_is_staged_and_everything_else_goes_on(
+    full: Make, driven: Make, carry_out: Make
+) -> None:
     training = {"pid": 42, "command": "python3 train.py", "kind": "compute"}
-    plan = resolve(full(RTX_5070, **driven("570.86.16", processes=[training])), {"driver": {"reboot_allowed": True}})
+    observation = full(RTX_5070, **driven("570.86.16", processes=[training]))
+    allowed = {"driver": {"reboot_allowed": True}}
+    plan = resolve(observation, allowed)
     assert waiting(plan) == ["driver change"]
     assert plan["pending"][0]["why"] == "the GPU is busy: python3 train.py (42)"
-    assert driver_ids(plan) == []
+    assert driver_ids(plan) == ["repository", "stage"]
     assert "torch.build:base" in ids(plan)
+    again = resolve(carry_out(observation, plan), allowed)
+    assert (driver_ids(again), waiting(again)) == ([], ["driver change"])
+    seen = carry_out(observation, plan)
+    seen["driver"]["processes"] = []
+    assert driver_ids(resolve(seen, allowed)) == ["packages", "modules", "nouveau", "freeze", "load", "persistence"]
 
 
 def test_a_gpu_that_computes_does_not_wait_for_anything_on_a_converged_host(converged: dict[str, Any]) -> None:
@@ -367,6 +394,7 @@ def test_secure_boot_and_held_locks_are_said_where_packages_change(full: Make, c
     observation = full(RTX_5070)
     for seen in (observation, converged):
         seen["os"]["secure_boot"] = True
+        del seen["os"]["machine_owner_key"]
         seen["health"]["locks"] = [{"path": "/var/lib/dpkg/lock", "holder": "apt (1)"}]
     warnings = "\n".join(resolve(observation)["warnings"])
     assert "Secure Boot" in warnings
@@ -376,7 +404,7 @@ def test_secure_boot_and_held_locks_are_said_where_packages_change(full: Make, c
 
 def test_a_driver_elsewhere_that_is_not_loaded_waits_for_a_reboot(fresh: Make, driven: Make) -> None:
     driver = driven("580.105.08", loaded_version="570.86.16", mismatch=True)
-    plan = resolve(fresh(RTX_3090, system="ubuntu2404", driver=driver))
+    plan = resolve(fresh(RTX_3090, system="arch", driver=driver))
     assert plan["feasible"], plan["refusals"]
     assert waiting(plan) == ["reboot"]
     assert driver_ids(plan) == []
@@ -389,10 +417,11 @@ def test_removing_takes_packages_and_our_files_and_nothing_else(converged: dict[
     assert remove["id"] == "driver.remove"
     assert remove["disruptive"]
     assert "cuda-keyring" not in remove["data"]["packages"]
-    assert remove["data"]["packages"] == ["nvidia-driver-pinning-580", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
+    assert remove["data"]["packages"] == ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
     assert remove["data"]["paths"] == [
         "/etc/apt/sources.list.d/gpufleet-nvidia.sources",
         "/etc/apt/keyrings/gpufleet-nvidia.asc",
+        "/etc/apt/preferences.d/gpufleet-nvidia",
         "/etc/modprobe.d/gpufleet-nouveau.conf",
     ]
 
@@ -583,9 +612,9 @@ def test_gpu_info_is_asked_for_everything_that_is_compared(full: Make) -> None:
     assert request["variables"] == ["OMP_NUM_THREADS"]
     assert len(request["files"]) == len(set(request["files"]))
     plan = resolve(full(RTX_5070), desired)
-    written = [entry["data"][key] for entry in plan["actions"] for key in ("path", "sources_path", "key_path", "preferences_path")
+    written = [entry["data"][key] for entry in plan["actions"] for key in ("path", "key_path")
                if entry["data"].get(key) and not entry["id"].startswith("runtime.block")]  # fmt: skip
-    assert len(written) > 7
+    assert len(written) > 6
     assert set(written) <= set(request["files"])
 
 

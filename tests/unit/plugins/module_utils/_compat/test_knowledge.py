@@ -12,7 +12,6 @@ from typing import Any, Iterator
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix, pci_ids
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.driver import DRIVER_INSTALL_DISTRIBUTIONS
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import (
     Knowledge,
     at_least,
@@ -90,7 +89,7 @@ def test_keys_of_rows_are_the_same_within_a_table() -> None:
         ("SIGNING_KEYS", "fingerprint", 8),
         ("DISTRIBUTIONS", "repository", 14),
         ("MODELS", "name", 13),
-        ("PACKAGE_SETS", "name", 7),
+        ("PACKAGE_SETS", "name", 9),
     ],
 )
 def test_no_row_is_lost_or_there_twice(table: str, key: str, count: int) -> None:
@@ -236,11 +235,25 @@ def test_distributions_name_keys_and_package_sets_that_exist() -> None:
 def test_supported_distributions_are_there_and_installable_ones_have_a_key_that_is_shipped() -> None:
     names = {row.repository for row in KNOWLEDGE.distributions}
     assert {"debian12", "debian13", "ubuntu2204", "ubuntu2404", "ubuntu2604", "rhel9", "rhel10"} <= names
-    for row in KNOWLEDGE.distributions:
-        if row.repository in DRIVER_INSTALL_DISTRIBUTIONS:
-            key = KNOWLEDGE.keys[row.key]
-            shipped = REPOSITORY / "roles" / "nvidia_driver" / "files" / key["file"]
-            assert hashlib.sha256(shipped.read_bytes()).hexdigest() == key["sha256"]
+    installable = {row.repository for row in KNOWLEDGE.distributions if row.installs}
+    assert installable == {"debian12", "debian13", "ubuntu2204", "ubuntu2404", "ubuntu2604", "rhel9", "rhel10"}
+
+
+def test_keys_that_are_shipped_are_those_of_the_rows() -> None:
+    rows = [row for row in KNOWLEDGE.keys.values() if row["file"]]
+    assert len(rows) == 2
+    for key in rows:
+        shipped = REPOSITORY / "roles" / "nvidia_driver" / "files" / key["file"]
+        assert hashlib.sha256(shipped.read_bytes()).hexdigest() == key["sha256"]
+
+
+def test_packages_of_a_set_are_among_the_names_of_their_source() -> None:
+    for row in matrix.PACKAGE_SETS:
+        planned = {name for kind in ("desktop", "compute") for flavor in row[kind] for name in row[kind][flavor]}
+        metapackages = re.compile(r"(?:nvidia-open|cuda-drivers)(?:-|$)")
+        assert not row["names"] or {name for name in planned if not metapackages.match(name)} <= set(row["names"]), row[
+            "name"
+        ]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_an_installed_driver_is_kept_or_replaced_by_a_newer_branch(fresh: Make, 
         check(plan)
         if plan["feasible"]:
             assert plan["driver"]["branch"] >= row.branch
-            kept = "driver.packages" not in {action["id"] for action in plan["actions"]}
+            kept = "driver.stage" not in {action["id"] for action in plan["actions"]}
             assert kept == ((plan["driver"]["branch"], plan["driver"]["flavor"]) == (row.branch, flavor))
         else:
             assert {refusal["code"] for refusal in plan["refusals"]} == {"driver_downgrade"}

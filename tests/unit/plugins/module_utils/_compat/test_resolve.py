@@ -105,11 +105,11 @@ def test_rtx_5070_with_550_gets_580_with_open_modules(fresh: Make, driven: Make)
         "nvidia",
     )
     assert driver["pin"] == {
-        "kind": "package",
-        "package": "nvidia-driver-pinning-580",
+        "kind": "preferences",
+        "package": None,
         "packages": driver["pin"]["packages"],
         "version": "580.*",
-        "priority": 1000,
+        "priority": 1001,
     }
     assert driver["repository"]["url"] == "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64"
     assert driver["repository"]["key_file"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200.asc"
@@ -575,10 +575,10 @@ def test_debian_13s_own_driver_is_planned_with_its_components_and_its_known_trou
     plan = resolve(observation, {"driver": {"source": "distro"}})
     assert plan["feasible"], plan["refusals"]
     driver = plan["driver"]
-    assert (driver["branch"], driver["source"], driver["pin"]) == (550, "distro", None)
+    assert (driver["branch"], driver["source"], driver["pin"]["version"]) == (550, "distro", "550.*")
     assert driver["packages"] == ["libcuda1", "nvidia-smi", "nvidia-open-kernel-dkms", "nvidia-persistenced"]
     (repository,) = [action for action in driver["actions"] if action["id"] == "driver.repository"]
-    assert repository["data"]["sources_content"].splitlines()[1:] == [
+    assert repository["data"]["content"].splitlines()[1:] == [
         "Types: deb",
         "URIs: http://archive.example/debian",
         "Suites: trixie",
@@ -608,17 +608,33 @@ def test_a_driver_from_debian_that_fulfils_everything_is_kept(full: Make, driven
     assert not {"driver.packages", "driver.pin", "driver.repository"} & {action["id"] for action in plan["actions"]}
 
 
-@pytest.mark.parametrize("source", ["auto", "nvidia"])
-def test_a_driver_from_debian_is_never_mixed_with_nvidias(full: Make, driven: Make, source: str) -> None:
-    plan = resolve(full(RTX_5070, **driven("550.163.01", source="distro")), {"driver": {"source": source}})
+def test_a_driver_from_debian_is_never_mixed_with_nvidias(full: Make, driven: Make) -> None:
+    plan = resolve(full(RTX_5070, **driven("550.163.01", source="distro")))
     text = refused(plan, "foreign_packages")
-    assert "apt-get purge libcuda1 nvidia-smi nvidia-open-kernel-dkms nvidia-persistenced" in text
+    assert "Set nvidia_driver_source: nvidia to replace all of them in one transaction" in text
     assert plan["driver"]["branch"] == 580
 
 
-def test_a_driver_from_nvidia_is_never_mixed_with_debians(full: Make, driven: Make) -> None:
-    plan = resolve(full(RTX_3090, **driven("550.163.01")), {"driver": {"source": "distro"}})
-    assert "nvidia_driver_source: nvidia" in refused(plan, "foreign_packages")
+def test_a_driver_from_debian_is_replaced_as_a_whole_where_the_source_is_asked_for(full: Make, driven: Make) -> None:
+    plan = resolve(full(RTX_5070, **driven("550.163.01", source="distro")), {"driver": {"source": "nvidia"}})
+    assert plan["feasible"], plan["refusals"]
+    (packages,) = [action for action in plan["actions"] if action["id"] == "driver.packages"]
+    assert packages["data"]["remove"] == ["nvidia-smi", "nvidia-open-kernel-dkms"]
+    assert packages["data"]["packages"] == [
+        "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1", "nvidia-persistenced",
+    ]  # fmt: skip
+
+
+def test_a_driver_from_nvidia_gives_way_to_debians_only_without_nvidias_repository(full: Make, driven: Make) -> None:
+    observation = full(RTX_3090, **driven("550.163.01"))
+    asked = {"driver": {"source": "distro"}}
+    assert resolve(observation, asked)["feasible"]
+    row = {"file": "/etc/apt/sources.list.d/cuda.list", "suites": ["/"],
+           "uris": ["https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64"]}  # fmt: skip
+    observation["os"]["apt"]["sources"].append(row)
+    text = refused(resolve(observation, asked), "foreign_packages")
+    assert "/etc/apt/sources.list.d/cuda.list" in text
+    assert "nvidia_driver_source: nvidia" in text
 
 
 def test_packages_that_are_no_driver_may_come_from_anywhere(full: Make, driven: Make, package: Make) -> None:
@@ -640,15 +656,22 @@ def test_a_driver_from_a_run_file_is_refused_with_the_way_out(full: Make, driven
     assert resolve(full(RTX_5070, **driver), {"steps": ["torch"]})["feasible"]
 
 
-@pytest.mark.parametrize("system", ["ubuntu2204", "ubuntu2404", "ubuntu2604", "rocky9", "alma10", "arch"])
-def test_where_no_driver_can_be_installed_a_suitable_one_must_be_there(fresh: Make, driven: Make, system: str) -> None:
-    plan = resolve(fresh(RTX_3090, system=system))
-    text = refused(plan, "distribution")
-    assert "Install a driver >= 550" in text
-    assert plan["driver"]["branch"] == (595 if system == "ubuntu2604" else 580)
-    kept = resolve(fresh(RTX_3090, system=system, driver=driven("580.105.08")))
-    assert "distribution" not in codes(kept)
-    assert kept["driver"]["actions"] == []
+def test_where_no_driver_can_be_installed_a_suitable_one_must_be_there(fresh: Make, driven: Make) -> None:
+    for os_id, version in (
+        ("arch", ""),
+        ("fedora", "43"),
+        ("sles", "15.6"),
+        ("opensuse-leap", "16.0"),
+        ("rocky", "8.10"),
+    ):
+        observation = fresh(RTX_3090)
+        observation["os"].update(id=os_id, version_id=version)
+        plan = resolve(observation)
+        assert "Install a driver >= 550" in refused(plan, "distribution")
+        assert plan["driver"]["branch"] == 580
+        kept = resolve({**observation, "driver": driven("580.105.08")})
+        assert "distribution" not in codes(kept)
+        assert kept["driver"]["actions"] == []
 
 
 @pytest.mark.parametrize(
@@ -657,9 +680,9 @@ def test_where_no_driver_can_be_installed_a_suitable_one_must_be_there(fresh: Ma
         (
             "ubuntu2404",
             ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-utils-580"],
-            "nvidia-driver-pinning-580",
+            "580.*",
         ),
-        ("ubuntu2604", ["libnvidia-compute", "nvidia-dkms-open"], "nvidia-driver-pinning-595"),
+        ("ubuntu2604", ["libnvidia-compute", "nvidia-dkms-open"], "595.*"),
         ("rocky9", ["nvidia-driver-cuda", "kmod-nvidia-open-dkms"], "nvidia-driver:580-open"),
         ("alma10", ["nvidia-driver-cuda", "kmod-nvidia-open-dkms"], "*nvidia*580*"),
     ],
@@ -669,7 +692,7 @@ def test_packages_and_pins_are_named_as_each_distribution_names_them(
 ) -> None:
     driver = resolve(fresh(RTX_3090, system=system))["driver"]
     assert driver["packages"] == packages
-    assert pin in (driver["pin"]["package"], driver["pin"]["packages"])
+    assert pin in (driver["pin"]["version"], driver["pin"]["packages"])
 
 
 @pytest.mark.parametrize(
@@ -719,7 +742,7 @@ def test_a_mirror_with_its_own_key_replaces_nvidias_repository(full: Make) -> No
     key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nx\n-----END PGP PUBLIC KEY BLOCK-----\n"
     plan = resolve(full(RTX_3090), {"driver": {"repository_url": "http://mirror.example/nv/", "repository_key": key}})
     (action,) = [action for action in plan["actions"] if action["id"] == "driver.repository"]
-    assert "URIs: http://mirror.example/nv\n" in action["data"]["sources_content"]
+    assert "URIs: http://mirror.example/nv\n" in action["data"]["content"]
     assert (action["data"]["key_file"], action["data"]["key_content"]) == ("", key.strip())
 
 
