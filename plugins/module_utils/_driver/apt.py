@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.packag
 
 from . import judge
 from .commands import Done, Run
+from .kernel_modules import driver_version
 from .model import Change, DriverError, Package, PackageFile, Request, Transaction
 
 PREFERENCES = "/etc/apt/preferences.d/gpufleet-nvidia"
@@ -170,15 +171,20 @@ class Apt:
         done = self._dpkg("--force-confdef", "--force-confold", "--configure", "--pending", limit=_INSTALLATION)
         if done.status == 0:
             did.append("configured what was unpacked")
-        failed_build = "Error!" in done.output
-        if not failed_build:  # it would be built, and fail, once more
+        if "Error!" not in done.output:  # what DKMS cannot build would be built, and fail, once more
             did += self._fix_broken()
-        stuck = [row.name for row in self._half_done() if is_driver_package(row.name.partition(":")[0])]
-        if stuck:
-            # dpkg itself: apt refuses to remove a package whose unpacking was interrupted.
+        removed: list[str] = []
+        while True:
+            stuck = [row.name for row in self._half_done()] + self._broken()
+            stuck = [name for name in stuck if name not in removed and is_driver_package(name.partition(":")[0])]
+            if not stuck:
+                break
+            # dpkg itself: apt refuses to remove a package whose unpacking was interrupted, and would rather bring another driver than
+            # let go of what depended on it.
             self._dpkg("--force-remove-reinstreq", "--force-depends", "--remove", *stuck, limit=_INSTALLATION)
-            did.append(f"removed {', '.join(stuck)}, which could not be configured")
-        if stuck or failed_build:
+            removed += stuck
+        if removed:
+            did.append(f"removed {', '.join(removed)}, which could not be configured")
             did += self._fix_broken()
         left = self.interrupted()
         if left:
@@ -187,6 +193,10 @@ class Apt:
                 ' packages ("dpkg --configure --pending", "apt-get --fix-broken install"), then run again.'
             )
         return did
+
+    def _broken(self) -> list[str]:
+        """Names of packages whose dependencies are not there."""
+        return re.findall(r"^ (\S+) : ", self._apt(["check"], _SIMULATION).output, re.MULTILINE)
 
     def _fix_broken(self) -> list[str]:
         """Let apt settle dependencies, unless it would take away what a person needs."""
@@ -199,7 +209,13 @@ class Apt:
                 f"Package work was interrupted, and apt's way to finish it is not taken: {refusals[0]} Repair the packages by hand"
                 ' ("apt-get --fix-broken install" on the host shows the choice), then run again.'
             )
-        if simulated.status != 0 or not changes:
+        now = {
+            driver_version(row.version) for row in self._rows() if row.state == "installed" and judge.is_core(row.name)
+        }
+        then = {driver_version(change.after) for change in changes if change.after and judge.is_core(change.name)}
+        # Parts of two versions are brought to one. Where there is one, settling dependencies must not replace it.
+        replaces = len(now) == 1 and bool(then - now)
+        if simulated.status != 0 or not changes or replaces:
             return []
         done = self._apt(words, _INSTALLATION)
         return [f"let apt settle {', '.join(change.name for change in changes)}"] if done.status == 0 else []

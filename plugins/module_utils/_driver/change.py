@@ -156,6 +156,7 @@ class Flow:
         self._folder = self._state / "staged"
         self._journal_path = self._state / "driver.json"
         self._store = Store(self._state / "generations")
+        self._saved = self._state / "modules"
 
     # ---- the four states ----------------------------------------------------------------------------------------------
 
@@ -191,7 +192,8 @@ class Flow:
                 self._freeze()
                 self._keep_generation()
             if "driver.packages" in self.actions:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                for folder in (self._folder, self._saved):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def absent(self) -> None:
         """Take away what this collection brought; what was there before comes back."""
@@ -397,7 +399,7 @@ class Flow:
             return None
         for known in reversed(self._store.all()):
             if self._matches(known):
-                return known
+                return self._store.note(known, generations.environments(self._host, self.options.environments_root))
         with self._step("way back", "keep the packages that serve now") as step:
             files, missing = self._collect(present)
             if missing:
@@ -481,11 +483,11 @@ class Flow:
             changes = self._simulate()
         journal = self._journal()
         target = self._way_back()
-        serving = self._serves()
         before = self.manager.installed() if not _under_way(journal) else _packages(target)
         configuration = self.manager.read_configuration()
         self._note_brought(changes)
         self._begin(target)
+        self._save_modules()
         try:
             self.manager.thaw(journal.holds)
             self.manager.choose(self.request, lasting=True)
@@ -496,7 +498,7 @@ class Flow:
             with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
                 self._prove_modules(step)
         except DriverError as error:
-            self._restore(error, target, before, changes, configuration, journal, serving)
+            self._restore(error, target, before, changes, configuration, journal)
 
     def _prove_modules(self, step: Step) -> None:
         """See that every kernel has its module, and build what is missing."""
@@ -605,57 +607,52 @@ class Flow:
         changes: t.Sequence[Change],
         configuration: t.Mapping[str, str],
         journal: Journal,
-        serving: bool,
     ) -> t.NoReturn:
         """Put back what was there, prove it, and say all of it."""
-        kernels = list(error.facts.get("kernels") or ()) or re.findall(
-            r"build on kernel: (\S+)", str(error.facts.get("output") or "")
-        )
-        kernels = list(dict.fromkeys(kernels))
-        if kernels and not self.result.compiler:
-            self.result.compiler = self._compiler_words()
-        begin = self._clock()
-        trouble = ""
-        try:
-            self._put_packages_back(target, before, changes)
-            self.manager.write_configuration(configuration)
-            self._hold_again(journal)
-        except DriverError as another:
-            trouble = str(another)
-        there = {(package.name, package.version) for package in self.manager.installed()}
-        complete = not trouble and there == {(package.name, package.version) for package in before}
-        if complete and before:
-            trouble = self._modules_again(before)
-        self.result.restored = complete and not trouble
-        if self.result.restored:
-            self._write_journal(journal) if journal != Journal() else self._drop_journal()
-        self.result.done.append(
-            {"id": "restore", "what": "put back what was there", "changed": True, "s": round(self._clock() - begin, 1)}
-        )
-        words = (
-            f"The compiler says: {'; '.join(self.result.compiler)}."
-            if self.result.compiler and "compiler says" not in str(error)
-            else ""
-        )
-        which = (
-            f"No module could be built for kernel {' and '.join(kernels)}."
-            if kernels and not error.facts.get("kernels")
-            else ""
-        )
-        if self.result.restored:
-            left = (
-                "The packages that were there before are installed again, and every kernel that had a module has it again."
-                if before
-                else "The packages of this attempt were removed again."
-            )
-        else:
-            left = f"What was there before could not be put back completely ({trouble or 'packages differ'})." + (
-                " The driver that is loaded serves until the next reboot." if serving else ""
-            )
-        ways_out = kernel_modules.WAYS_OUT if kernels else "Mend the cause, then run again."
+        built = re.findall(r"build on kernel: (\S+)", str(error.facts.get("output") or ""))
+        kernels = list(dict.fromkeys([*(error.facts.get("kernels") or ()), *built]))
+        with self._step("restore", "put back what was there") as step:
+            step.changed = True
+            if kernels and not self.result.compiler:
+                self.result.compiler = self._compiler_words(kernels)
+            trouble = ""
+            try:
+                self.manager.write_configuration(configuration)  # first: nothing may bring the planned branch any more
+                self._put_packages_back(target, before, changes)
+            except DriverError as another:
+                trouble = str(another)
+            if journal.holds:
+                there_now = self.manager.installed()
+                self.manager.freeze(there_now, [one.name for one in there_now if one.name in journal.holds])
+            there = {(package.name, package.version) for package in self.manager.installed()}
+            if not trouble and there != {(package.name, package.version) for package in before}:
+                trouble = "other packages are installed than before"
+            lacking = self._modules_again(before) if before else ""
+            self.result.restored = not trouble and not lacking
+            if self.result.restored:
+                self._write_journal(journal) if journal != Journal() else self._drop_journal()
+                shutil.rmtree(self._saved, ignore_errors=True)
         text = str(error)
-        parts = [text, which, words, left, "" if ways_out in text or kernel_modules.WAYS_OUT in text else ways_out]
-        raise DriverError(" ".join(part for part in parts if part), kernels=kernels) from error
+        parts = [text]
+        if built:
+            parts.append(f"No module could be built for kernel {' and '.join(dict.fromkeys(built))}.")
+        if self.result.compiler and "compiler says" not in text:
+            parts.append(f"The compiler says: {'; '.join(self.result.compiler)}.")
+        parts.append(self._left(bool(before), trouble, lacking))
+        if kernel_modules.WAYS_OUT not in text:
+            parts.append(kernel_modules.WAYS_OUT if kernels else "Mend the cause, then run again.")
+        raise DriverError(" ".join(parts), kernels=kernels) from error
+
+    def _left(self, was_there: bool, trouble: str, lacking: str) -> str:
+        """Say what is on the host after putting back."""
+        if self.result.restored:
+            if was_there:
+                return "The packages that were there before are installed again, and every kernel that had a module has it again."
+            return "The packages of this attempt were removed again."
+        left = f"What was there before could not be put back completely ({trouble or lacking})."
+        if was_there and not lacking:
+            return f"{left} Every kernel that had a module has it again, so that the driver that served loads at the next boot."
+        return f"{left} The driver that is loaded serves until the next reboot." if self._serves() else left
 
     def _put_packages_back(
         self, target: Generation | None, before: t.Sequence[Package], changes: t.Sequence[Change]
@@ -672,38 +669,73 @@ class Flow:
         files = self._store.files(target) if target else []
         if before and target is None:
             raise DriverError("there is no way back: the packages that served were not kept")
-        self.manager.install_files([file.path for file in files], remove)
-        if self.manager.interrupted():
-            self.manager.repair()
-            if {(package.name, package.version) for package in self.manager.installed()} != {
-                (package.name, package.version) for package in before
-            }:
+        for attempt in (1, 2):
+            try:
                 self.manager.install_files([file.path for file in files], remove)
-
-    def _hold_again(self, journal: Journal) -> None:
-        """Hold what we held before."""
-        if journal.holds:
-            self.manager.freeze(self.manager.installed(), journal.holds)
+                return
+            except DriverError as error:
+                self.manager.repair()  # whatever comes: consistent
+                if attempt == 2 or "build on kernel" in str(error.facts.get("output") or ""):
+                    raise  # a module that does not compile would not compile now either
 
     def _modules_again(self, before: t.Sequence[Package]) -> str:
-        """See that the driver that is back has its modules again; say what is wrong, else nothing."""
-        version = self._installed_version()
-        facts = self._facts()
-        flavor = facts["flavor"]
-        if not version or flavor is None:
-            return ""
-        lacking = kernel_modules.lacking(self._host, self.request.kernels, version, flavor)
-        if lacking and self.request.module_build == "dkms":
-            kernel_modules.build(self._run, sorted(lacking), version, self.options.time_limit, self._host.root)
-            lacking = kernel_modules.lacking(self._host, self.request.kernels, version, flavor)
-        return "; ".join(f"kernel {release}: {why}" for release, why in lacking.items())
+        """See that the kernels that had a module have it again; say what is wrong, else nothing."""
+        folder = self._saved / "lib/modules"
+        kernels = sorted(os.listdir(folder)) if folder.is_dir() else []
+        version = next((kernel_modules.driver_version(one.version) for one in before if judge.is_core(one.name)), "")
+        saved = kernel_modules.proven(replace(self._host, root=str(self._saved)), kernels)
 
-    def _compiler_words(self) -> list[str]:
-        """What the compiler said in a build that a package's script made. DKMS keeps one log for each version, the last one."""
+        def missing() -> dict[str, str]:
+            found: dict[str, str] = {}
+            for module in saved:
+                if module.version == version:  # what was not the driver's before is not missed now
+                    found.update(kernel_modules.lacking(self._host, [module.release], version, module.flavor))
+            return found
+
+        self._put_modules_back(missing())
+        return "; ".join(f"kernel {release}: {why}" for release, why in missing().items())
+
+    def _compiler_words(self, kernels: t.Sequence[str]) -> list[str]:
+        """What the compiler said in a build that a package's script made.
+
+        DKMS keeps one log for each version, the last one: where another kernel succeeded after it, the build is repeated.
+        """
         words: list[str] = []
         for log in sorted(Path(self._host.root + kernel_modules.TREE).glob("nvidia*/*/build/make.log")):
             words += kernel_modules.compiler_lines(log.read_text(encoding="utf-8", errors="replace"))
+        if not words:
+            failures = kernel_modules.build(
+                self._run, kernels, self._installed_version(), self.options.time_limit, self._host.root
+            )
+            words = [line for failure in failures for line in failure.compiler]
         return list(dict.fromkeys(words))[:3]
+
+    def _save_modules(self) -> None:
+        """Keep the module files that serve: a driver that is put back cannot be compiled where the disk is full, or gcc gone."""
+        if self._saved.is_dir():
+            return  # a run that was killed kept them
+        partial = Path(f"{self._saved}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for module in kernel_modules.proven(self._host, self._kernels()):
+            source = Path(self._host.root + module.path)
+            target = Path(f"{partial}{module.path}").parent
+            target.mkdir(parents=True)
+            for file in source.parent.glob(f"{source.name.partition('.')[0]}*.ko*"):
+                if not file.is_symlink():
+                    _link_or_copy(file, target / file.name)
+        partial.rename(self._saved)
+
+    def _put_modules_back(self, releases: t.Collection[str]) -> None:
+        """Put saved module files back in their places."""
+        for release in releases:
+            for file in (self._saved / "lib/modules" / release).glob("**/*.ko*"):
+                target = Path(f"{self._host.root}/{file.relative_to(self._saved)}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    target.unlink()
+                _link_or_copy(file, target)
+            self._run(["depmod", release], self.options.time_limit)
 
     # ---- generation and removal ---------------------------------------------------------------------------------------
 
@@ -716,6 +748,7 @@ class Flow:
         configuration = self.manager.read_configuration()
         wanted = {item["name"] for item in target.packages}
         self._begin(present)
+        self._save_modules()
         version = str(target.driver.get("version") or "")
         self.request = replace(
             self.request,
@@ -723,7 +756,6 @@ class Flow:
             flavor=str(target.driver.get("flavor") or self.request.flavor),
             kernels=tuple(self._kernels()),
         )
-        serving = self._serves()
         try:
             self.manager.thaw(journal.holds)
             with self._step("generation", f"go back to generation {target.n}: {_named(target.driver)}") as step:
@@ -739,12 +771,13 @@ class Flow:
                 with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
                     self._prove_modules(step)
         except DriverError as error:
-            self._restore(error, present, before, (), configuration, journal, serving)
+            self._restore(error, present, before, (), configuration, journal)
         self._freeze()
         todo = generations.restore_default_kernel(self._host, self._run, target.default_kernel)
         if todo:
             self.result.warnings.append(todo)
         self._end(target.n)
+        shutil.rmtree(self._saved, ignore_errors=True)
 
     def _remove(self) -> None:
         """Remove the driver and every trace of ours; put back what was there before us."""
@@ -782,7 +815,7 @@ class Flow:
                 rebuilt = initramfs.rebuild(self._host, self._run, self._kernels(), self.options.time_limit)
                 step.changed = bool(rebuilt)
         # Last, so that a run that stops before this point comes back to removing.
-        for folder in ("staged", "headers", "trial", "way-back", "build-logs", "generations"):
+        for folder in ("staged", "headers", "trial", "way-back", "build-logs", "modules", "generations"):
             shutil.rmtree(self._state / folder, ignore_errors=True)
         self._drop_journal()
         with contextlib.suppress(OSError):  # somebody else keeps something there
@@ -914,6 +947,14 @@ class Flow:
         """apt downloads as a user of its own, who has to come through."""
         for path in (self._state, folder):
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Keep a file under another name too; whoever replaces it makes a new one."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def digest(transaction: Transaction) -> str:
