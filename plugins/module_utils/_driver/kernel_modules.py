@@ -43,6 +43,7 @@ _MODINFO_LIMIT = 30.0
 _COMPILER = re.compile(r"^([^\s:][^:\n]*):(\d+)(?::\d+)?: ((?:fatal )?error: .+)$", re.MULTILINE)
 _LINKER = re.compile(r"^ERROR: modpost: .+$|^\S*ld(?:\.\w+)?: .*(?:undefined|cannot find|error).*$", re.MULTILINE)
 _MAKE = re.compile(r"\*\*\* (?!\[|Waiting )(.+)$", re.MULTILINE)
+_HEAD = re.compile(r"^DKMS .*make\.log for .* for kernel (\S+)", re.MULTILINE)
 _BUILD_FOLDER = re.compile(r"^.*/\d[\w.]*/build/")
 # DKMS signs what it builds and makes a key for that where there is none. A trial needs no signature and leaves no key: every version
 # that signs takes this variable from its environment, and does not sign where the program is not there.
@@ -170,6 +171,20 @@ def build(
     return failures
 
 
+def left_behind(root: str = "", logs: str = LOGS) -> list[Failure]:
+    """Return what failed when the scripts of packages built modules, before the packages are put back and DKMS's log with them.
+
+    DKMS keeps one log for each version, the last one; a build that succeeds takes its log along.
+    """
+    failures: list[Failure] = []
+    for path in sorted(Path(f"{root}{TREE}").glob("nvidia*/*/build/make.log")):
+        head = _HEAD.search(_tail(path)[:4096])
+        if head:
+            source, release = Source(path.parts[-4], path.parts[-3]), head.group(1)
+            failures += _outcome(Done(10, ""), source, release, Path(f"{root}{TREE}"), 0, logs)
+    return failures
+
+
 def _words(source: Source, release: str) -> list[str]:
     return ["-m", source.name, "-v", source.version, "-k", release]
 
@@ -234,7 +249,7 @@ def _cause(done: Done, log: str, release: str, time_limit: float) -> tuple[str, 
     errors = re.findall(
         r"^Error! (.+)$", done.output, re.MULTILINE
     )  # the lines after it tell of files that are gone by now
-    return f"dkms ended with status {done.status}: {errors[0] if errors else done.last_words}", WAYS_OUT
+    return f"the build failed: {errors[0] if errors else done.last_words}", WAYS_OUT
 
 
 # -- unpacking --------------------------------------------------------------------------------------------------------

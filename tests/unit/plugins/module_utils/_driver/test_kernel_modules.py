@@ -243,8 +243,8 @@ EXCLUSIVE = "Error! The /w/dkms.conf\nfor module nvidia/1 includes a BUILD_EXCLU
         (Done(10, ""), "ERROR: modpost: GPL-incompatible module nvidia.ko\n", "does not compile", "Ways out"),
         (Done(NOT_THERE, "dkms is not installed"), "", "dkms is not installed", "EPEL"),
         (Done(-15, "", True), "", "ended after 900 s", "allow more time"),
-        (Done(4, "Error! Something new.\nConsult /gone\n"), "", "dkms ended with status 4: Something new.", "Ways out"),
-        (Done(4, "new words\n"), "", "dkms ended with status 4: new words", "Ways out"),
+        (Done(4, "Error! Something new.\nConsult /gone\n"), "", "the build failed: Something new.", "Ways out"),
+        (Done(4, "new words\n"), "", "the build failed: new words", "Ways out"),
     ],
 )  # fmt: skip
 def test_every_cause_has_its_own_words_and_remedy(trial, package, done, log, why, remedy):
@@ -352,6 +352,27 @@ def test_an_installed_build_that_fails_is_a_failure_with_the_compilers_line(tmp_
     dkms.installed = str(tmp_path / "var/lib/dkms")
     (failure,) = kernel_modules.build(dkms, (OTHER, K), "550.163.01", 900, str(tmp_path), str(tmp_path / "logs"))
     assert (failure.kernel, failure.compiler) == (K, (COMPILER,))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "DKMS (dkms-3.2.2) make.log for nvidia-current-open/550.163.01",
+        "DKMS make.log for nvidia-current-open-550.163.01",
+    ],
+)
+def test_a_build_that_a_packages_script_made_is_told_before_its_log_is_gone(tmp_path, head):
+    log = tmp_path / "var/lib/dkms/nvidia-current-open/550.163.01/build/make.log"
+    log.parent.mkdir(parents=True)
+    words = recorded("make-550.163.01-6.12.107.txt").partition("\n")[2]
+    log.write_text(f"{head} for kernel {K} (x86_64)\n{words}")
+    other = tmp_path / "var/lib/dkms/nvidia/580.95.05/build/make.log"
+    other.parent.mkdir(parents=True)
+    other.write_text("")  # just begun when it was killed
+    (failure,) = kernel_modules.left_behind(str(tmp_path), str(tmp_path / "logs"))
+    assert (failure.kernel, failure.module, failure.compiler) == (K, "nvidia-current-open 550.163.01", (COMPILER,))
+    assert Path(failure.log).read_text() == log.read_text()
+    assert kernel_modules.left_behind(str(tmp_path / "elsewhere")) == []
 
 
 def test_without_sources_there_is_nothing_to_build_from(tmp_path):
