@@ -613,8 +613,8 @@ class Flow:
         kernels = list(dict.fromkeys([*(error.facts.get("kernels") or ()), *built]))
         with self._step("restore", "put back what was there") as step:
             step.changed = True
-            if kernels and not self.result.compiler:
-                self.result.compiler = self._compiler_words(kernels)
+            failures = self._failed_builds(kernels) if kernels and not self.result.compiler else []
+            self.result.compiler += [line for failure in failures for line in failure.compiler]
             trouble = ""
             try:
                 self.manager.write_configuration(configuration)  # first: nothing may bring the planned branch any more
@@ -634,13 +634,14 @@ class Flow:
                 shutil.rmtree(self._saved, ignore_errors=True)
         text = str(error)
         parts = [text]
-        if built:
+        if built and not failures:
             parts.append(f"No module could be built for kernel {' and '.join(dict.fromkeys(built))}.")
-        if self.result.compiler and "compiler says" not in text:
-            parts.append(f"The compiler says: {'; '.join(self.result.compiler)}.")
+        parts += map(str, failures)
         parts.append(self._left(bool(before), trouble, lacking))
-        if kernel_modules.WAYS_OUT not in text:
-            parts.append(kernel_modules.WAYS_OUT if kernels else "Mend the cause, then run again.")
+        remedies = [failure.remedy for failure in failures] or [
+            kernel_modules.WAYS_OUT if kernels else "Mend the cause, then run again."
+        ]
+        parts += [remedy for remedy in dict.fromkeys(remedies) if remedy not in text]
         raise DriverError(" ".join(parts), kernels=kernels) from error
 
     def _left(self, was_there: bool, trouble: str, lacking: str) -> str:
@@ -695,20 +696,12 @@ class Flow:
         self._put_modules_back(missing())
         return "; ".join(f"kernel {release}: {why}" for release, why in missing().items())
 
-    def _compiler_words(self, kernels: t.Sequence[str]) -> list[str]:
-        """What the compiler said in a build that a package's script made.
-
-        DKMS keeps one log for each version, the last one: where another kernel succeeded after it, the build is repeated.
-        """
-        words: list[str] = []
-        for log in sorted(Path(self._host.root + kernel_modules.TREE).glob("nvidia*/*/build/make.log")):
-            words += kernel_modules.compiler_lines(log.read_text(encoding="utf-8", errors="replace"))
-        if not words:
-            failures = kernel_modules.build(
-                self._run, kernels, self._installed_version(), self.options.time_limit, self._host.root
-            )
-            words = [line for failure in failures for line in failure.compiler]
-        return list(dict.fromkeys(words))[:3]
+    def _failed_builds(self, kernels: t.Sequence[str]) -> list[kernel_modules.Failure]:
+        """What failed in a build that a package's script made. Where another kernel succeeded after it, the build is repeated."""
+        found = [failure for failure in kernel_modules.left_behind(self._host.root) if failure.kernel in kernels]
+        return found or kernel_modules.build(
+            self._run, kernels, self._installed_version(), self.options.time_limit, self._host.root
+        )
 
     def _save_modules(self) -> None:
         """Keep the module files that serve: a driver that is put back cannot be compiled where the disk is full, or gcc gone."""

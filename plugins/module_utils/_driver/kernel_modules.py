@@ -122,12 +122,12 @@ def sources(folder: Path) -> list[Source]:
 
 
 def trial_build(
-    run: Run, files: t.Sequence[PackageFile], releases: t.Sequence[str], work: Path, time_limit: float, logs: str = LOGS
+    run: Run, files: t.Sequence[PackageFile], releases: t.Sequence[str], work: Path, time_limit: float
 ) -> list[Failure]:
     """Build the modules of packages that are not installed, for each kernel, and leave nothing behind but failures' logs.
 
-    ``work`` is emptied before and removed afterwards; ``time_limit`` counts for each build. Packages without DKMS sources (modules
-    that come compiled) have nothing to try.
+    ``work`` is emptied before and removed afterwards, logs go beside it; ``time_limit`` counts for each build. Packages without
+    DKMS sources (modules that come compiled) have nothing to try.
     """
     chosen = [file for file in files if _WITH_SOURCES.search(file.package.name)]
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
@@ -144,16 +144,14 @@ def trial_build(
             done = run([*argv, *_words(source, release)], time_limit, _UNSIGNED)
             if done.status == 0 and not any(tree.glob(f"{source.name}/{source.version}/{release}/*/module/*.ko*")):
                 done = Done(1, "dkms says that it succeeded, but built nothing")
-            failures += _outcome(done, source, release, tree, time_limit, logs)
+            failures += _outcome(done, source, release, tree, time_limit, work.parent / os.path.basename(LOGS))
             shutil.rmtree(tree, ignore_errors=True)
         return failures
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def build(
-    run: Run, releases: t.Sequence[str], version: str, time_limit: float, root: str = "", logs: str = LOGS
-) -> list[Failure]:
+def build(run: Run, releases: t.Sequence[str], version: str, time_limit: float, root: str = "") -> list[Failure]:
     """Build and install the modules of the installed packages for kernels that lack them. ``time_limit`` counts for each build."""
     found = [source for source in sources(Path(f"{root}{SOURCES}")) if source.version == version]
     if not found:
@@ -167,11 +165,11 @@ def build(
             # A build that was interrupted, or whose file is gone from /lib/modules: DKMS takes it for done.
             run(["dkms", "remove", *words], time_limit)
         done = run(["dkms", "install", "--force", *words], time_limit)
-        failures += _outcome(done, source, release, Path(f"{root}{TREE}"), time_limit, logs)
+        failures += _outcome(done, source, release, Path(f"{root}{TREE}"), time_limit, Path(root + LOGS))
     return failures
 
 
-def left_behind(root: str = "", logs: str = LOGS) -> list[Failure]:
+def left_behind(root: str = "") -> list[Failure]:
     """Return what failed when the scripts of packages built modules, before the packages are put back and DKMS's log with them.
 
     DKMS keeps one log for each version, the last one; a build that succeeds takes its log along.
@@ -181,7 +179,7 @@ def left_behind(root: str = "", logs: str = LOGS) -> list[Failure]:
         head = _HEAD.search(_tail(path)[:4096])
         if head:
             source, release = Source(path.parts[-4], path.parts[-3]), head.group(1)
-            failures += _outcome(Done(10, ""), source, release, Path(f"{root}{TREE}"), 0, logs)
+            failures += _outcome(Done(10, ""), source, release, Path(f"{root}{TREE}"), 0, Path(root + LOGS))
     return failures
 
 
@@ -189,9 +187,11 @@ def _words(source: Source, release: str) -> list[str]:
     return ["-m", source.name, "-v", source.version, "-k", release]
 
 
-def _outcome(done: Done, source: Source, release: str, tree: Path, time_limit: float, logs: str) -> t.Iterator[Failure]:
+def _outcome(
+    done: Done, source: Source, release: str, tree: Path, time_limit: float, logs: Path
+) -> t.Iterator[Failure]:
     """Yield what went wrong, and keep the log: DKMS holds one log a version, the next build overwrites it."""
-    kept = Path(logs) / f"{source.name}-{source.version}-{release}.log"
+    kept = logs / f"{source.name}-{source.version}-{release}.log"
     with contextlib.suppress(FileNotFoundError):  # it says nothing any more, whatever comes now
         kept.unlink()
     if done.status == 0:

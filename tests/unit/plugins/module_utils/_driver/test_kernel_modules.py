@@ -77,7 +77,7 @@ def package(tmp_path):
 @pytest.fixture
 def trial(tmp_path):
     def run(dkms, files, releases=(K,)):
-        return kernel_modules.trial_build(dkms, files, releases, tmp_path / "work", 900, str(tmp_path / "logs"))
+        return kernel_modules.trial_build(dkms, files, releases, tmp_path / "work", 900)
 
     return run
 
@@ -334,7 +334,7 @@ def test_modules_are_built_for_exactly_the_kernels_and_the_version_that_were_ask
     source(tmp_path / "usr/src", "nvidia-current", "535.261.03")
     source(tmp_path / "usr/src", "zfs", "2.3.1")
     dkms = Dkms()
-    assert kernel_modules.build(dkms, (K,), "550.163.01", 900, str(tmp_path), str(tmp_path / "logs")) == []
+    assert kernel_modules.build(dkms, (K,), "550.163.01", 900, str(tmp_path)) == []
     assert dkms.asked == [["dkms", "install", "--force", "-m", "nvidia-current-open", "-v", "550.163.01", "-k", K]]
 
 
@@ -342,7 +342,7 @@ def test_what_an_interrupted_build_left_is_removed_first(tmp_path):
     source(tmp_path / "usr/src", "nvidia", "580.95.05")
     (tmp_path / f"var/lib/dkms/nvidia/580.95.05/{K}").mkdir(parents=True)
     dkms = Dkms()
-    kernel_modules.build(dkms, (K, OTHER), "580.95.05", 900, str(tmp_path), str(tmp_path / "logs"))
+    kernel_modules.build(dkms, (K, OTHER), "580.95.05", 900, str(tmp_path))
     assert [(argv[1], argv[-1]) for argv in dkms.asked] == [("remove", K), ("install", K), ("install", OTHER)]
 
 
@@ -350,7 +350,7 @@ def test_an_installed_build_that_fails_is_a_failure_with_the_compilers_line(tmp_
     source(tmp_path / "usr/src", "nvidia-current-open", "550.163.01")
     dkms = Dkms({K: (Done(10, ""), recorded("make-550.163.01-6.12.107.txt"))})
     dkms.installed = str(tmp_path / "var/lib/dkms")
-    (failure,) = kernel_modules.build(dkms, (OTHER, K), "550.163.01", 900, str(tmp_path), str(tmp_path / "logs"))
+    (failure,) = kernel_modules.build(dkms, (OTHER, K), "550.163.01", 900, str(tmp_path))
     assert (failure.kernel, failure.compiler) == (K, (COMPILER,))
 
 
@@ -369,7 +369,7 @@ def test_a_build_that_a_packages_script_made_is_told_before_its_log_is_gone(tmp_
     other = tmp_path / "var/lib/dkms/nvidia/580.95.05/build/make.log"
     other.parent.mkdir(parents=True)
     other.write_text("")  # just begun when it was killed
-    (failure,) = kernel_modules.left_behind(str(tmp_path), str(tmp_path / "logs"))
+    (failure,) = kernel_modules.left_behind(str(tmp_path))
     assert (failure.kernel, failure.module, failure.compiler) == (K, "nvidia-current-open 550.163.01", (COMPILER,))
     assert Path(failure.log).read_text() == log.read_text()
     assert kernel_modules.left_behind(str(tmp_path / "elsewhere")) == []
