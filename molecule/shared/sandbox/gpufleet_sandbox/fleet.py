@@ -31,7 +31,7 @@ def up(settings: Settings, names: list[str], only_tiny: bool, fresh: bool) -> No
     """Make the hosts that are missing or outdated, and everything that they need. Quick when all is there."""
     install_requirements()
     real = not only_tiny and any(settings.personas[name]["torch"] == "real" for name in names)
-    with locked(settings.cache / "lock"):
+    with locked(settings.lock):
         take_over(settings)
         mirrors = this_machines_mirrors()
         stop = threading.Event()
@@ -192,7 +192,7 @@ def ssh(settings: Settings, name: str) -> list[str]:
 def destroy(settings: Settings, cache: bool) -> None:
     """Remove containers, network and this checkout's state; images and downloads on request."""
     if shutil.which("podman"):
-        with locked(settings.cache / "lock"):
+        with locked(settings.lock):
             boxes = podman.containers()
             podman.remove(*boxes)
             if NETWORK in podman.podman("network", "ls", "--format", "{{.Name}}").split():

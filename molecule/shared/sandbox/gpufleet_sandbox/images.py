@@ -14,7 +14,7 @@ from pathlib import Path
 from .machine import Mirrors, apt_proxy, digest, local_certificates
 from .podman import podman
 from .settings import SANDBOX, SandboxError, Settings
-from .shell import run, step
+from .shell import locked, run, step
 
 PACKAGES = (
     "systemd systemd-sysv dbus libpam-systemd openssh-server python3 sudo cron kmod ca-certificates procps iproute2"
@@ -83,11 +83,13 @@ def have(wanted: Image) -> bool:
 
 def make(wanted: Image, mirrors: Mirrors) -> None:
     """Build the root file system, unless an earlier run left it, and hand it to podman."""
-    if not wanted.archive.exists():
-        with step(f"building a {wanted.name} root file system"):
-            build(wanted, mirrors)
-    with step(f"importing {wanted.name} into podman"):
-        podman("import", "--quiet", str(wanted.archive), wanted.tag)
+    with locked(wanted.archive.parent / f"{wanted.name}.lock"):
+        if not wanted.archive.exists():
+            with step(f"building a {wanted.name} root file system"):
+                build(wanted, mirrors)
+        if not have(wanted):
+            with step(f"importing {wanted.name} into podman"):
+                podman("import", "--quiet", str(wanted.archive), wanted.tag)
 
 
 def prune(made: dict[str, Image]) -> None:

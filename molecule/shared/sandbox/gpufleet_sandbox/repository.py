@@ -13,8 +13,8 @@ from pathlib import Path
 from . import catalogue, debs, native, rpms, stubs
 from .catalogue import Repository
 from .machine import digest
-from .settings import Settings
-from .shell import fresh_folder, run, step
+from .settings import SANDBOX, Settings
+from .shell import fresh_folder, locked, run, step
 
 KEY_NAME = "The gpufleet sandbox (simulated NVIDIA repository) <sandbox@gpufleet.test>"
 TREES = ("nvidia", "el", "debian", "ubuntu")
@@ -37,23 +37,28 @@ def build_repositories(settings: Settings) -> None:
     """Make the repositories, unless they are there already as these files describe them."""
     modules = (catalogue, debs, native, rpms, stubs)
     sources = [Path(module.__file__).read_bytes() for module in modules if module.__file__]
+    sources.append((SANDBOX / "rootfs" / stubs.SIMULATOR.lstrip("/")).read_bytes())
     version = digest(catalogue.data(), native.sources(), Path(__file__).read_bytes(), *sources)
     marker = settings.served / "nvidia/.version"
-    if marker.exists() and marker.read_text() == version:
-        return
-    with step("building the simulated package repositories"):
-        new = fresh_folder(settings.cache / "repositories.new")
-        environment = signing_key(settings)
-        for repository in catalogue.repositories():
-            folder = new / repository.path
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in (build_rpm if repository.format == "rpm" else build_deb)(repository, folder, environment):
-                sign(path, environment)
-        key = new / "nvidia/repository.asc"
-        run("gpg", "--batch", "--yes", "--armor", "--output", key, "--export", env=environment)
-        run("gpgconf", "--kill", "gpg-agent", env=environment)
-        (new / "nvidia/.version").write_text(version)
-        publish(new, settings.served)
+    with locked(settings.cache / "repository.lock"):
+        if not marker.exists() or marker.read_text() != version:
+            with step("building the simulated package repositories"):
+                _build(settings, version)
+
+
+def _build(settings: Settings, version: str) -> None:
+    new = fresh_folder(settings.cache / "repositories.new")
+    environment = signing_key(settings)
+    for repository in catalogue.repositories():
+        folder = new / repository.path
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (build_rpm if repository.format == "rpm" else build_deb)(repository, folder, environment):
+            sign(path, environment)
+    key = new / "nvidia/repository.asc"
+    run("gpg", "--batch", "--yes", "--armor", "--output", key, "--export", env=environment)
+    run("gpgconf", "--kill", "gpg-agent", env=environment)
+    (new / "nvidia/.version").write_text(version)
+    publish(new, settings.served)
 
 
 def build_deb(repository: Repository, folder: Path, _environment: dict[str, str]) -> list[Path]:

@@ -75,11 +75,18 @@ def spec(packages: list[Package], vendor: str, files: Path) -> str:
         lines += [f"%description -n {package.name}", package.description]
         lines += [f"%{name} -n {package.name}\n{script}" for name, script in package.scripts.items()]
         lines += [f"%files -n {package.name}"]
+        lines += [f"%dir {folder}" for folder in own_folders(package)]
         lines += [f"%attr(0644,root,root) {_config(path)}{path}" for path in sorted(package.files)]
         lines += [f"%attr(0755,root,root) {path}" for path in sorted(package.programs)]
         lines += sorted(package.links)
         text.append("\n".join(filter(None, lines)) + "\n")
     return "\n".join(text)
+
+
+def own_folders(package: Package) -> list[str]:
+    """Folders that are nobody else's: they go with the package."""
+    folders = {str(Path(path).parent) for path in package.files}
+    return sorted(path for path in folders if path.startswith(("/usr/src/", "/usr/lib/firmware/nvidia/")))
 
 
 def _config(path: str) -> str:

@@ -54,6 +54,11 @@ class Settings:
         return self.checkout / ".state" / ("-".join(filter(None, ("sandbox", FLEET))))
 
     @property
+    def lock(self) -> Path:
+        """Held by whoever changes this fleet. What all fleets share (images, repositories, index) has locks of its own."""
+        return self.cache / f"lock{'-' * bool(FLEET)}{FLEET}"
+
+    @property
     def served(self) -> Path:
         """What the fleet's server shows."""
         return self.cache / "www"

@@ -12,7 +12,10 @@ from .native import compile_library
 from .settings import Settings
 
 PRELOADED = "/usr/lib/gpufleet-sandbox/libuname.so"
-PLAYED = {"deb": ("lsinitramfs", "update-grub", "grub-set-default"), "rpm": ("dracut", "lsinitrd", "grubby")}
+PLAYED = {
+    "deb": ("lsinitramfs", "update-grub", "grub-set-default", "mokutil"),
+    "rpm": ("dracut", "lsinitrd", "grubby", "mokutil"),
+}
 EL_REPOSITORY = """\
 [{name}]
 name={title} (SIMULATED by the gpufleet sandbox)

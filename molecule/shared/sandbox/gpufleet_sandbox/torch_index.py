@@ -24,7 +24,7 @@ from typing import Any
 from . import wheels
 from .machine import digest, install_packages
 from .settings import SANDBOX, SandboxError, Settings, load_yaml
-from .shell import fresh_folder, run, say, step, write_if_changed
+from .shell import fresh_folder, locked, run, say, step, write_if_changed
 
 DOWNLOADS_AT_ONCE = 3
 # pip takes wheels for exactly these platforms only, and torch's need them all.
@@ -35,11 +35,12 @@ REAL_MARKER = ".complete"
 def build_index(settings: Settings, real: bool, stop: threading.Event) -> None:
     """Make the stand-ins, and where a host needs them, get torch's own wheels."""
     described = load_yaml("torch_index.yml")
-    build_stand_ins(settings, described)
-    if real and not have_real(settings):
-        with step("downloading torch's own wheels (5 GB)"):
-            build_real(settings, described["real"], stop)
-    build_packages_index(settings, described)
+    with locked(settings.cache / "index.lock"):
+        build_stand_ins(settings, described)
+        if real and not have_real(settings):
+            with step("downloading torch's own wheels (5 GB)"):
+                build_real(settings, described["real"], stop)
+        build_packages_index(settings, described)
 
 
 def have_real(settings: Settings) -> bool:

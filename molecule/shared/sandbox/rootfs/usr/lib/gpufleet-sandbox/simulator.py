@@ -16,8 +16,10 @@ The rules that a real host has and that a role can get wrong are kept:
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import fnmatch
+import hashlib
 import json
 import lzma
 import os
@@ -35,6 +37,7 @@ PCI_DEVICES = STATE / "pci-devices"
 PCI_DRIVERS = STATE / "pci-drivers"
 SYS_MODULE = STATE / "sys-module"
 PROC_DRIVER = STATE / "proc-driver"
+FIRMWARE = STATE / "firmware"
 DKMS_TREE = Path("/var/lib/dkms")
 DKMS_MODULES = ("", "-modeset", "-drm", "-uvm", "-peermem")
 """What follows nvidia in the names of the driver's modules."""
@@ -76,6 +79,9 @@ MS_BIND = 4096
 LABEL = "SIMULATED by the gpufleet sandbox"
 # Ubuntu's persistence daemon has no [Install] section: udev starts it when a GPU appears. Here this link and we do.
 STARTED_BY_UDEV = "/usr/lib/systemd/system/multi-user.target.wants/nvidia-persistenced.service"
+EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+EFI_SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+EFI_X509 = "a5c059a1-94e4-4aa7-87b5-ab155c2bf072"
 UBUNTU_SIGNER = "Canonical Ltd. Kernel Module Signing (SIMULATED)"
 
 
@@ -592,10 +598,13 @@ def find_module(name: str, kernel: str) -> Path | None:
 
 def read_modinfo(path: Path) -> dict[str, str]:
     """The .modinfo fields of one of our own module files."""
+    return dict(re.findall(r"([a-z]+)=([^\0]*)\0", module_content(path).decode("latin-1")))
+
+
+def module_content(path: Path) -> bytes:
+    """A module file, unpacked."""
     data = path.read_bytes()
-    if path.suffix == ".xz":
-        data = lzma.decompress(data)
-    return dict(re.findall(r"([a-z]+)=([^\0]*)\0", data.decode("latin-1")))
+    return lzma.decompress(data) if path.suffix == ".xz" else data
 
 
 def load_module(name: str) -> None:
@@ -607,6 +616,8 @@ def load_module(name: str) -> None:
     if path is None:
         raise Refused(f"modprobe: FATAL: Module {name} not found in directory /lib/modules/{running()}")
     info = read_modinfo(path)
+    if secure_boot_on() and "version" in info and signer_of(module_content(path)) not in trusted_signers():
+        raise Refused(f"modprobe: ERROR: could not insert '{name}': Key was rejected by service")
     if name == "nvidia":
         take_gpus(info)
     for need in NEEDS.get(name, ()):
@@ -761,6 +772,141 @@ def gpu(arguments: list[str]) -> None:
     write_gpu_table()
 
 
+# -- Secure Boot ------------------------------------------------------------------------------------------------------
+
+
+def variable(name: str) -> Path:
+    """A variable of the simulated firmware, as efivarfs shows it: four bytes of attributes, then the value."""
+    return FIRMWARE / "efi/efivars" / f"{name}-{EFI_GLOBAL if name == 'SecureBoot' else EFI_SHIM}"
+
+
+def secure_boot_on() -> bool:
+    path = variable("SecureBoot")
+    return path.exists() and path.read_bytes()[4:] == b"\1"
+
+
+def certificates(name: str) -> list[bytes]:
+    """The certificates in a list of the firmware's."""
+    path = variable(name)
+    data, found = (path.read_bytes()[4:] if path.exists() else b""), []
+    while data:
+        (size,) = struct.unpack_from("<I", data, 16)
+        found.append(data[28 + 16 : size])
+        data = data[size:]
+    return found
+
+
+def set_certificates(name: str, wanted: list[bytes]) -> None:
+    """Write such a list: one EFI_SIGNATURE_LIST for each certificate; no variable where there is none."""
+    lists = b""
+    for certificate in wanted:
+        owner = uuid.UUID(EFI_SHIM).bytes_le
+        sizes = struct.pack("<III", 28 + 16 + len(certificate), 0, 16 + len(certificate))
+        lists += uuid.UUID(EFI_X509).bytes_le + sizes + owner + certificate
+    path = variable(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if lists:
+        path.write_bytes(struct.pack("<I", 6) + lists)
+
+
+def der(path: str) -> bytes:
+    """A certificate file's content in DER."""
+    data = Path(path).read_bytes()
+    return base64.b64decode(b"".join(data.strip().splitlines()[1:-1])) if data.startswith(b"-----BEGIN") else data
+
+
+def common_name(certificate: bytes) -> str:
+    """Whose certificate it is."""
+    command = ["openssl", "x509", "-inform", "DER", "-noout", "-subject", "-nameopt", "multiline"]
+    text = subprocess.run(command, input=certificate, capture_output=True, check=True).stdout.decode()
+    return re.search(r"commonName\s*= (.*)", text)[1]
+
+
+def trusted_signers() -> list[str]:
+    """Whose modules load while Secure Boot is on: the distribution's own, and keys that were enrolled."""
+    return [UBUNTU_SIGNER, *map(common_name, certificates("MokListRT"))]
+
+
+def secure_boot(arguments: list[str]) -> None:
+    """secure-boot on|off|enroll [CERTIFICATE]: enroll plays the person at the console, for what waits or for the one named."""
+    if arguments[:1] == ["on"]:
+        variable("SecureBoot").parent.mkdir(parents=True, exist_ok=True)
+        variable("SecureBoot").write_bytes(struct.pack("<IB", 6, 1))
+    elif arguments[:1] == ["off"]:
+        shutil.rmtree(FIRMWARE / "efi", ignore_errors=True)
+    elif arguments[:1] == ["enroll"]:
+        new = [der(path) for path in arguments[1:]] or certificates("MokNew")
+        if not new:
+            raise Refused("gpufleet-sandbox: no key waits to be enrolled")
+        set_certificates("MokListRT", [*certificates("MokListRT"), *new])
+        set_certificates("MokNew", [item for item in certificates("MokNew") if item not in new])
+    else:
+        raise Refused("usage: gpufleet-sandbox secure-boot on|off|enroll [CERTIFICATE]")
+
+
+def mokutil(arguments: list[str]) -> None:
+    """mokutil --sb-state | --test-key F | --import F [--hash-file H] | --generate-hash | --list-enrolled | --list-new | --revoke-import."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+
+    def value(*options: str) -> str:
+        return next((words[words.index(option) + 1] for option in options if option in words), "")
+
+    if not (FIRMWARE / "efi/efivars").is_dir():
+        raise Refused("EFI variables are not supported on this system")
+    if "--sb-state" in words:
+        print(f"SecureBoot {'enabled' if secure_boot_on() else 'disabled'}")
+    elif "--generate-hash" in words or "-g" in words:
+        given = sys.stdin.read().splitlines()
+        print("input password: \ninput password again: ")
+        if len(given) < 2 or not given[0] or given[0] != given[1]:
+            raise Refused("Failed to get password")
+        salt = "0123456789abcdef"
+        print(f"$6${salt}${hashlib.sha512((salt + given[0]).encode()).hexdigest()[:86]}")
+    elif "--test-key" in words or "-t" in words:
+        name = value("--test-key", "-t")
+        key = der(name)
+        if key in certificates("MokListRT"):
+            raise Refused(f"{name} is already enrolled")
+        if key in certificates("MokNew"):
+            raise Refused(f"{name} is already in the enrollment request")
+        print(f"{name} is not enrolled")
+    elif "--import" in words or "-i" in words:
+        name = value("--import", "-i")
+        if not value("--hash-file", "-f") and not sys.stdin.read().strip():
+            raise Refused("Failed to get password")
+        key = der(name)
+        if key in certificates("MokListRT"):
+            raise Refused(f"SKIP: {name} is already enrolled", 0)
+        set_certificates("MokNew", [*(item for item in certificates("MokNew") if item != key), key])
+    elif "--revoke-import" in words:
+        set_certificates("MokNew", [])
+    elif "--list-enrolled" in words or "--list-new" in words:
+        for index, item in enumerate(certificates("MokListRT" if "--list-enrolled" in words else "MokNew"), 1):
+            print(f"[key {index}]\n        Subject: CN={common_name(item)}")
+    else:
+        raise Refused(f"mokutil: not simulated: {' '.join(arguments)}")
+
+
+def mok_files() -> tuple[Path, Path]:
+    """Where DKMS's key and certificate are."""
+    ubuntu = 'ID="ubuntu"' in Path("/etc/os-release").read_text()
+    if ubuntu:
+        return Path("/var/lib/shim-signed/mok/MOK.priv"), Path("/var/lib/shim-signed/mok/MOK.der")
+    return Path("/var/lib/dkms/mok.key"), Path("/var/lib/dkms/mok.pub")
+
+
+def generate_mok() -> None:
+    """dkms generate_mok: make the key that modules are signed with."""
+    key, certificate = mok_files()
+    key.parent.mkdir(parents=True, exist_ok=True)
+    subject = ["-subj", "/CN=DKMS module signing key", "-addext", "extendedKeyUsage=codeSigning"]
+    command = ["openssl", "req", "-new", "-x509", "-nodes", "-days", "36500", "-newkey", "rsa:2048", *subject]
+    command += ["-keyout", str(key), "-outform", "DER", "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    key.chmod(0o600)
+
+
 # -- DKMS -------------------------------------------------------------------------------------------------------------
 
 
@@ -829,8 +975,12 @@ class Build:
         log.write_text(f"{head}make: nothing is compiled here\n")
         flavor = re.search(r"^SANDBOX_FLAVOR=(\w+)", (self.source / "dkms.conf").read_text(), re.MULTILINE)[1]
         self.built(kernel).mkdir(parents=True, exist_ok=True)
+        if secure_boot_on() and not mok_files()[1].exists():
+            generate_mok()
+        signer = common_name(der(str(mok_files()[1]))) if mok_files()[1].exists() else ""
         for file, name in self.modules().items():
             data = elf_module(modinfo_fields(name, kernel, flavor, self.version))
+            data = signed(data, signer) if signer else data
             (self.built(kernel) / f"{file}.ko.xz").write_bytes(lzma.compress(data, preset=0))
         print("done.")
 
@@ -916,6 +1066,9 @@ def dkms(arguments: list[str]) -> None:
                 print(f"{item}, {kernel}, x86_64: {'installed' if item.is_installed(kernel) else 'built'}")
             if not built:
                 print(f"{item}: added")
+        return
+    if command == "generate_mok":
+        generate_mok()
         return
     if command == "autoinstall":
         for kernel in kernels or [running()]:
@@ -1025,6 +1178,8 @@ def boot() -> None:
     else:
         load_at_boot()
     write_tree(Path("/run/systemd/timesync"), {"synchronized": ""})
+    FIRMWARE.mkdir(exist_ok=True)
+    mount_over(FIRMWARE, "/sys/firmware")
     mount_over(PCI_DEVICES, "/sys/bus/pci/devices")
     mount_over(PCI_DRIVERS, "/sys/bus/pci/drivers")
     mount_over(SYS_MODULE, "/sys/module")
@@ -1062,6 +1217,8 @@ def main(command: str, arguments: list[str]) -> None:
             "grub-set-default": grub_set_default,
             "update-grub": update_grub,
             "kernel": kernel,
+            "mokutil": mokutil,
+            "secure-boot": secure_boot,
             "dkms": dkms,
             "gpu": gpu,
         }
