@@ -267,14 +267,14 @@ class Dnf:
 
     def simulate(self, transaction: Transaction) -> list[Change]:
         """Ask the solver what would happen to every package; changes nothing."""
-        answer, _output = self._ask("solve", **_marks(transaction))
-        self._check(answer, transaction)
+        answer, output = self._ask_twice("solve", **_marks(transaction))
+        self._check(answer, transaction, output)
         return self._changes(answer["changes"])
 
     def download(self, transaction: Transaction, folder: Path) -> list[PackageFile]:
         """Fetch everything the transaction needs into a folder, signatures verified."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        answer, output = self._ask("download", folder=str(folder), **_marks(transaction))
+        answer, output = self._ask_twice("download", folder=str(folder), **_marks(transaction))
         self._check(answer, transaction, output)
         removals = [entry["name"] for entry in answer["changes"] if not entry["after"]]
         plan = {"files": [Path(file["path"]).name for file in answer["files"]], "removals": removals}
@@ -456,6 +456,13 @@ class Dnf:
 
     # dnf and rpm
 
+    def _ask_twice(self, operation: str, **details: t.Any) -> tuple[dict[str, t.Any], str]:
+        """Ask on the metadata that is there; where that leads nowhere, mirrors may have moved on: read all of it anew and ask again."""
+        answer, output = self._ask(operation, **details)
+        if answer.get("error") in ("missing", "solver", "download"):
+            answer, output = self._ask(operation, refresh=True, **details)
+        return answer, output
+
     def _ask(self, operation: str, **details: t.Any) -> tuple[dict[str, t.Any], str]:
         """Have one session with dnf; return its answer and what was printed before."""
         request = self._request
@@ -522,6 +529,8 @@ class Dnf:
         if kind == "solver":
             wanted = ", ".join(transaction.install)
             raise DriverError(f"dnf finds no way to install {wanted}: {text}. Nothing was changed.")
+        mirror = re.findall(r"^\[MIRROR\] (.+)$", output, re.MULTILINE)[-1:]
+        text = "; ".join([text, *mirror])
         raise DriverError(f"dnf could not prepare the driver's packages: {text}. Nothing was installed.", output=output)
 
     def _changes(self, entries: t.Iterable[t.Mapping[str, t.Any]]) -> list[Change]:

@@ -71,10 +71,10 @@ def open_base(request: dict[str, t.Any], online: bool) -> t.Any:
         elif repo.id in ours:
             repo.skip_if_unavailable = False
             repo.module_hotfixes = True  # streams steer what others install; here the version decides
-            if request.get("refresh"):
-                repo.metadata_expire = 1
         else:
             repo.skip_if_unavailable = True  # other people's broken repositories are not ours to stop at
+        if request.get("refresh"):
+            repo.metadata_expire = 1
     return base
 
 

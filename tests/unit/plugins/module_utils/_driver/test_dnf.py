@@ -411,6 +411,18 @@ def test_what_dnf_cannot_do_is_said_with_a_way_out(root, tmp_path, values, said)
         manager.download(COMPUTE, tmp_path / "staged")
 
 
+def test_metadata_that_mirrors_left_behind_is_read_anew_before_giving_up(root, tmp_path):
+    class Stale(Commands):
+        def __call__(self, argv, time_limit, environment=None, text=""):
+            if '"refresh": true' in text:
+                self.sessions["download"] = answer(changes=[], files=[])
+            return super().__call__(argv, time_limit, environment, text)
+
+    commands = Stale(download=answer(error="download", text="dkms: all mirrors were already tried"))
+    assert Dnf(commands, str(root)).download(COMPUTE, tmp_path / "staged") == []
+    assert [request.get("refresh") for request in commands.requests] == [None, True]
+
+
 def test_exactly_what_was_downloaded_is_installed(root, tmp_path):
     folder = tmp_path / "staged"
     stale = put(folder, "/stale.rpm", "from an earlier run")
