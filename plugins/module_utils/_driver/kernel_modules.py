@@ -192,17 +192,22 @@ def _outcome(
 ) -> t.Iterator[Failure]:
     """Yield what went wrong, and keep the log: DKMS holds one log a version, the next build overwrites it."""
     kept = logs / f"{source.name}-{source.version}-{release}.log"
-    with contextlib.suppress(FileNotFoundError):  # it says nothing any more, whatever comes now
+    with contextlib.suppress(OSError):  # it says nothing any more, whatever comes now
         kept.unlink()
     if done.status == 0:
         return
     log = _tail(tree / source.name / source.version / "build/make.log")
-    if log:
+    place = str(kept) if log else ""
+    try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(log, encoding="utf-8")
+    except OSError:
+        place = ""  # a full disk may be the very cause
     why, remedy = _cause(done, log, release, time_limit)
     lines = tuple(compiler_lines(log))
-    yield Failure(release, f"{source.name} {source.version}", why, remedy, lines, str(kept) if log else "")
+    yield Failure(
+        release, f"{source.name} {source.version}", why, remedy, lines, str(kept) if log and kept.exists() else ""
+    )
 
 
 def _tail(path: Path) -> str:
@@ -218,7 +223,7 @@ def _cause(done: Done, log: str, release: str, time_limit: float) -> tuple[str, 
     """Say why a build failed and what helps."""
     said = done.output + log
     if done.status == NOT_THERE and not log:
-        return done.last_words, "Install dkms (on Enterprise Linux it comes from EPEL), then run again."
+        return "dkms is not installed", "Install dkms (on Enterprise Linux it comes from EPEL), then run again."
     if done.timed_out:
         return (
             f"the build was ended after {time_limit:g} s",
@@ -231,7 +236,7 @@ def _cause(done: Done, log: str, release: str, time_limit: float) -> tuple[str, 
             " longer, boot a kernel that has its headers and remove this one.",
         )
     if "No space left on device" in said:
-        return "the disk is full", "Free 2 GB in /var, then run again."
+        return "the disk is full", "Free 2 GB in /var and /tmp, then run again."
     if re.search(
         r"Killed signal terminated program|virtual memory exhausted|out of memory|^Killed$", said, re.MULTILINE
     ):
@@ -246,9 +251,8 @@ def _cause(done: Done, log: str, release: str, time_limit: float) -> tuple[str, 
         return f"{name} is not installed", f"Install {name}, with which this kernel was compiled, then run again."
     if _COMPILER.search(log) or _LINKER.search(log):
         return "it does not compile: this version of the driver does not know this kernel", WAYS_OUT
-    errors = re.findall(
-        r"^Error! (.+)$", done.output, re.MULTILINE
-    )  # the lines after it tell of files that are gone by now
+    # The lines after the error tell of files that are gone by now.
+    errors = re.findall(r"^Error! (.+)$", done.output, re.MULTILINE)
     return f"the build failed: {errors[0] if errors else done.last_words}", WAYS_OUT
 
 
@@ -257,19 +261,23 @@ def _cause(done: Done, log: str, release: str, time_limit: float) -> tuple[str, 
 
 def unpack(run: Run, package: Path, folder: Path) -> None:
     """Unpack a .deb, or /usr/src of an .rpm, without installing it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if package.suffix == ".rpm":
-        payload = folder / f".{package.name}.cpio"
-        # rpm2cpio has no option to write into a file, and its output is no text.
-        done = run(["sh", "-c", 'exec rpm2cpio "$1" > "$2"', "sh", str(package), str(payload)], _UNPACK_LIMIT)
-        if done.status == 0:
-            with payload.open("rb") as file:
-                _unpack_cpio(file, folder)
-            payload.unlink()
-    else:
-        done = run(["dpkg-deb", "--extract", str(package), str(folder)], _UNPACK_LIMIT)
+    remedy = f"Free space in {folder}, or remove {package} to have it fetched anew; then run again."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if package.suffix == ".rpm":
+            payload = folder / f".{package.name}.cpio"
+            # rpm2cpio has no option to write into a file, and its output is no text.
+            done = run(["sh", "-c", 'exec rpm2cpio "$1" > "$2"', "sh", str(package), str(payload)], _UNPACK_LIMIT)
+            if done.status == 0:
+                with payload.open("rb") as file:
+                    _unpack_cpio(file, folder)
+                payload.unlink()
+        else:
+            done = run(["dpkg-deb", "--extract", str(package), str(folder)], _UNPACK_LIMIT)
+    except (OSError, ValueError) as error:
+        raise DriverError(f"{package.name} cannot be unpacked: {reason(error)}. {remedy}") from error
     if done.status != 0:
-        raise DriverError(f"{package.name} cannot be unpacked: {done.last_words}. Remove {package}, then run again.")
+        raise DriverError(f"{package.name} cannot be unpacked: {done.last_words}. {remedy}")
 
 
 def _unpack_cpio(file: t.BinaryIO, folder: Path) -> None:
@@ -277,7 +285,7 @@ def _unpack_cpio(file: t.BinaryIO, folder: Path) -> None:
     while True:
         header = file.read(110)
         if len(header) < 110 or header[:6] not in (b"070701", b"070702"):
-            raise DriverError("The package's archive ends too early or is damaged. Fetch the package again.")
+            raise ValueError("its archive ends too early or is damaged")
         mode, size, name_size = (int(header[at : at + 8], 16) for at in (14, 54, 94))
         name = os.path.normpath(file.read(name_size).rstrip(b"\0").decode("utf-8", "replace").lstrip("/"))
         file.read(-(110 + name_size) % 4)

@@ -193,6 +193,12 @@ def test_a_success_that_built_nothing_is_a_failure(trial, package):
     assert "built nothing" in failure.why
 
 
+def test_a_full_disk_keeps_no_log_and_is_named_all_the_same(trial, package, tmp_path):
+    (tmp_path / "build-logs").write_text("")  # no folder can be made there
+    (failure,) = trial(Dkms({K: (Done(10, FULL), "x\n")}), [package("nvidia-kernel-open-dkms", "nvidia", "580.95.05")])
+    assert (failure.why, failure.log) == ("the disk is full", "")
+
+
 def test_packages_with_modules_that_come_compiled_have_nothing_to_try(trial, package):
     dkms = Dkms()
     assert trial(dkms, [package("linux-modules-nvidia-580-open-generic", "nvidia", "580.95.05")]) == []
@@ -241,7 +247,7 @@ EXCLUSIVE = "Error! The /w/dkms.conf\nfor module nvidia/1 includes a BUILD_EXCLU
         (Done(9, EXCLUSIVE), "", "BUILD_EXCLUSIVE", "Ways out"),
         (Done(10, ""), recorded("make-no-compiler.txt"), "x86_64-linux-gnu-gcc-14 is not installed", "Install x86_64-linux-gnu-gcc-14"),
         (Done(10, ""), "ERROR: modpost: GPL-incompatible module nvidia.ko\n", "does not compile", "Ways out"),
-        (Done(NOT_THERE, "dkms is not installed"), "", "dkms is not installed", "EPEL"),
+        (Done(NOT_THERE, "nice: 'dkms': No such file or directory"), "", "dkms is not installed", "EPEL"),
         (Done(-15, "", True), "", "ended after 900 s", "allow more time"),
         (Done(4, "Error! Something new.\nConsult /gone\n"), "", "the build failed: Something new.", "Ways out"),
         (Done(4, "new words\n"), "", "the build failed: new words", "Ways out"),
