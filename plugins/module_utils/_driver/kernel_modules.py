@@ -197,17 +197,14 @@ def _outcome(
     if done.status == 0:
         return
     log = _tail(tree / source.name / source.version / "build/make.log")
-    place = str(kept) if log else ""
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(log, encoding="utf-8")
-    except OSError:
-        place = ""  # a full disk may be the very cause
+    place = ""
+    if log:
+        with contextlib.suppress(OSError):  # a full disk may be the very cause
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(log, encoding="utf-8")
+            place = str(kept)
     why, remedy = _cause(done, log, release, time_limit)
-    lines = tuple(compiler_lines(log))
-    yield Failure(
-        release, f"{source.name} {source.version}", why, remedy, lines, str(kept) if log and kept.exists() else ""
-    )
+    yield Failure(release, f"{source.name} {source.version}", why, remedy, tuple(compiler_lines(log)), place)
 
 
 def _tail(path: Path) -> str:
