@@ -41,8 +41,7 @@ _PROXY_KEYS = ("http", "https", "no_proxy", "ca_file")
 _PROXY_URL = re.compile(r"https?://[^\s/\"';]+/?")
 _MOK_PASSWORD = re.compile(r"[!-~]{1,256}")
 
-_ROLES_PATH = Path(__file__).resolve().parents[2] / "roles"
-_PLAYBOOKS_PATH = Path(__file__).resolve().parents[2] / "playbooks"
+_COLLECTION_PATH = Path(__file__).resolve().parents[2]
 
 
 class InvalidVariables(ValueError):
@@ -52,16 +51,17 @@ class InvalidVariables(ValueError):
 @functools.cache
 def argument_spec(role: str) -> dict[str, Any]:
     """Return the options of a role's entry point ``main``, without its internal ``<role>_plan``."""
-    text = (_ROLES_PATH / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
+    text = (_COLLECTION_PATH / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
     options = yaml.safe_load(text)["argument_specs"]["main"].get("options", {})
     return {name: _spec(option) for name, option in options.items() if name != f"{role}_plan"}
 
 
 @functools.cache
-def _playbook_names() -> frozenset[str]:
-    """Return every name with the prefix gpufleet_ that the playbooks use."""
-    texts = (path.read_text(encoding="utf-8") for path in _PLAYBOOKS_PATH.glob("*.yml"))
-    return frozenset({*_PLAYBOOK_NAMES, *(name for text in texts for name in re.findall(r"\bgpufleet_\w+", text))})
+def _used_names() -> frozenset[str]:
+    """Return every name with the prefix gpufleet_ that the playbooks and roles use, for themselves too."""
+    files = (path for folder in ("playbooks", "roles") for path in (_COLLECTION_PATH / folder).rglob("*.yml"))
+    found = (re.findall(r"\bgpufleet_\w+", path.read_text(encoding="utf-8")) for path in files)
+    return frozenset({*_PLAYBOOK_NAMES, *(name for names in found for name in names)})
 
 
 def _spec(option: dict[str, Any]) -> dict[str, Any]:
@@ -94,11 +94,13 @@ def misspelt(names: Mapping[str, Any]) -> list[str]:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
             if nearest:
                 problems.append(f"{name} is not a variable of the role {role}; did you mean {nearest[0]}?")
+    public = {name.partition("_")[2]: name for name in _PLAYBOOK_NAMES}
     for name in names:
-        if name.startswith("gpufleet_") and name not in _playbook_names():
-            nearest = difflib.get_close_matches(name, _PLAYBOOK_NAMES, n=1, cutoff=0.85)
+        prefix, _underscore, rest = name.partition("_")
+        if prefix == "gpufleet" and name not in _used_names():
+            nearest = difflib.get_close_matches(rest, public, n=1, cutoff=0.8)
             if nearest:
-                problems.append(f"{name} is not a variable of the playbooks; did you mean {nearest[0]}?")
+                problems.append(f"{name} is not a variable of the playbooks; did you mean {public[nearest[0]]}?")
     return problems
 
 
@@ -129,6 +131,7 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
             "repository_key": _read_key(values["nvidia_driver_repository_key"]),
             # The plan only has to know whether there is one.
             "mok_password_set": bool(values["nvidia_driver_mok_password"]),
+            "drains": bool(values["nvidia_driver_drain_command"]),
         },
         "torch": {
             "version": values["torch_env_version"],
