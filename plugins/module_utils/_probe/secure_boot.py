@@ -135,11 +135,15 @@ def module_signer(file: BinaryIO) -> str | None:
     tail = file.read(length)
     if not tail.endswith(_MAGIC):
         return None
-    _algorithm, _hash, kind, _signer, _key, size = _TRAILER.unpack_from(tail)
-    if kind != _PKCS7 or not 0 < size <= min(_SIGNATURE_LIMIT, end - length):
+    _algorithm, _hash, kind, name, key, size = _TRAILER.unpack_from(tail)
+    start = end - length - size - key - name
+    if size > _SIGNATURE_LIMIT or start < 0:
         return "signed"
-    file.seek(end - length - size)
-    return signer_of_cms(file.read(size)) or "signed"
+    file.seek(start)
+    data = file.read(name + key + size)
+    if kind == _PKCS7:
+        return signer_of_cms(data[name + key :]) or "signed"
+    return _printable(data[:name]) or "signed"  # before Linux 4.3 the name stood in clear
 
 
 def signer_of_cms(data: bytes) -> str | None:
@@ -164,8 +168,11 @@ def signer_of_cms(data: bytes) -> str | None:
 
 def _text(value: tuple[int, bytes]) -> str:
     """A directory string, printable: BMPString is UTF-16, the others are read as UTF-8."""
-    text = value[1].decode("utf-16-be" if value[0] == 0x1E else "utf-8", "replace")
-    return "".join(letter for letter in text if letter.isprintable()).strip()
+    return _printable(value[1], "utf-16-be" if value[0] == 0x1E else "utf-8")
+
+
+def _printable(data: bytes, encoding: str = "utf-8") -> str:
+    return "".join(letter for letter in data.decode(encoding, "replace") if letter.isprintable()).strip()
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:

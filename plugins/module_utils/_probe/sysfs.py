@@ -114,7 +114,11 @@ def virtualization(host: Host) -> str | None:
 def _in_container(host: Host) -> bool:
     if any(host.exists(path) for path in ("/run/systemd/container", "/.dockerenv", "/run/.containerenv")):
         return True
-    if host.exists("/run/secrets/kubernetes.io"):
+    if any(host.exists(path) for path in ("/run/host/container-manager", "/run/secrets/kubernetes.io")):
+        return True
+    if re.search(
+        r"(?:^|\0)container=[^\0]", _value(host, "/proc/1/environ")
+    ):  # LXC without systemd; only root may read it
         return True
     groups = host.text("/proc/1/cgroup", 65536) or ""
     return any(word in groups for word in ("docker", "kubepods", "/lxc/", "libpod", "machine.slice/machine-"))

@@ -123,6 +123,14 @@ def test_the_certificate_is_found_among_others_in_several_lists(firmware):
     assert _enrolled(firmware) is True
 
 
+def test_a_list_as_efitools_writes_it(firmware):
+    head = base64.b64decode(
+        "oVnApeSUp0qHtasVXCvwcvQBAAAAAAAA2AEAABEREREiIjMzREQSNFZ4mrw="
+    )  # cert-to-efi-sig-list of CERTIFICATE, up to it
+    assert head + CERTIFICATE == _list(X509, CERTIFICATE)[:28] + head[28:] + CERTIFICATE
+    assert _enrolled(firmware.file(MOK_LIST, ATTRIBUTES + head + CERTIFICATE)) is True
+
+
 def test_a_certificate_in_the_firmwares_own_database_counts(firmware):
     firmware.file(f"{VARIABLES}/db-{DATABASE}", ATTRIBUTES + _list(X509, CERTIFICATE, header=b"head"))
     assert _enrolled(firmware) is True
@@ -214,13 +222,17 @@ def test_no_bytes_make_a_signature_list_raise_anything_else(data):
         assert all(len(kind) == 16 for kind, _entry in secure_boot.signatures(data))
 
 
-def _signed(signature, kind=2, size=None):
-    trailer = struct.pack(">BBBBB3xI", 0, 0, kind, 0, 0, len(signature) if size is None else size)
-    return io.BytesIO(b"\x7fELF module" + signature + trailer + b"~Module signature appended~\n")
+def _signed(signature, kind=2, size=None, name=b""):
+    trailer = struct.pack(">BBBBB3xI", 0, 0, kind, len(name), 0, len(signature) if size is None else size)
+    return io.BytesIO(b"\x7fELF module" + name + signature + trailer + b"~Module signature appended~\n")
 
 
 def test_the_signer_is_the_issuer_that_the_signature_names():
     assert secure_boot.module_signer(_signed(SIGNATURE)) == "workstation Secure Boot Module Signature key"
+
+
+def test_the_old_form_names_its_signer_in_clear():
+    assert secure_boot.module_signer(_signed(b"\1\2\3", kind=1, name=b"Fedora\0 kernel")) == "Fedora kernel"
 
 
 def test_a_module_without_a_signature_has_no_signer():

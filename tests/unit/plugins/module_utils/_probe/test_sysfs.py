@@ -106,6 +106,21 @@ def test_containers_are_recognised(tree, path):
     assert sysfs.virtualization(_dmi(tree, "QEMU", "x").file(path, "podman").host()) == "container"
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "kind"),
+    [
+        ("/run/host/container-manager", "systemd-nspawn", "container"),
+        ("/proc/1/environ", "PATH=/bin\0container=lxc\0", "container"),
+        ("/proc/1/environ", "container=podman\0TERM=xterm", "container"),
+        ("/proc/1/environ", "PATH=/bin\0mycontainer=x\0container=\0", "kvm"),
+        ("/proc/1/cgroup", "12:pids:/docker/0123\n", "container"),
+        ("/proc/1/cgroup", "0::/init.scope\n", "kvm"),
+    ],
+)
+def test_containers_are_told_by_their_first_process(tree, path, text, kind):
+    assert sysfs.virtualization(_dmi(tree, "QEMU", "x").file(path, text).host()) == kind
+
+
 def test_wsl_is_recognised_before_the_container_that_it_resembles(tree):
     tree.file("/proc/sys/kernel/osrelease", "6.6.87.2-microsoft-standard-WSL2\n").file("/run/.containerenv")
     assert sysfs.virtualization(tree.host()) == "wsl"
