@@ -61,6 +61,8 @@ class DesiredDriver:
     branch_preferred: int | None
     accept_missing_gpus: bool
     mok_password_set: bool
+    drains: bool
+    """Whether a command of the user ends what computes before the driver is replaced."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class _Section:
 def _driver(section: _Section) -> DesiredDriver:
     section.only("state", "minimum", "branch", "flavor", "source", "package_set", "repository_url", "repository_key",
                  "reboot_allowed", "downgrade_allowed", "gpus_exclude", "branch_preferred", "accept_missing_gpus",
-                 "mok_password_set")  # fmt: skip
+                 "mok_password_set", "drains")  # fmt: skip
     branch = section.text("branch", "auto")
     if branch != "auto" and not re.fullmatch(r"[0-9]{3,4}", branch):
         raise section.bad("branch", "must be auto or the number of a branch, such as 580")
@@ -255,6 +257,7 @@ def _driver(section: _Section) -> DesiredDriver:
         branch_preferred=int(preferred) if preferred else None,
         accept_missing_gpus=section.flag("accept_missing_gpus"),
         mok_password_set=section.flag("mok_password_set"),
+        drains=section.flag("drains"),
     )
 
 

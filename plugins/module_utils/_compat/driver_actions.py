@@ -60,7 +60,7 @@ NOUVEAU = ManagedFile(
 def driver_actions(host: Host, driver: Driver, wanted: Desired, knowledge: Knowledge, notes: Notes) -> list[Action]:
     """Return what is to be done to the driver, in order."""
     if wanted.driver.state == "absent":
-        return _remove_driver(host, notes)
+        return _remove_driver(host, wanted, notes)
     if host.distribution is None or not host.distribution.installs:
         return _foreign_system(host, driver, notes)
     return _DriverChange(host, host.distribution, driver, wanted, knowledge, notes).actions()
@@ -325,7 +325,7 @@ class _DriverChange:
         elif not self.host.bootable_kernels():
             generic = self.distribution.headers.get(self.host.arch)
             packages += [generic] if generic else []
-        if not any("dkms" in package.name for package in self.host.packages if package.present):
+        if not any(package.compiles for package in self.host.packages if package.present):
             whys.append("dkms compiles the module on the host")
             packages = [*self._epel(), *packages, "dkms"]
         if not packages:
@@ -396,7 +396,7 @@ class _DriverChange:
         if not self.why_packages and not start:
             return self._console() if self.lacking else None
         busy = self.host.processes("compute")
-        if busy:
+        if busy and not self.wanted.driver.drains:
             return _Wait(
                 "driver change",
                 f"the GPU is busy: {listed(busy)}",
@@ -579,7 +579,7 @@ class _DriverChange:
             return "a graphical session may use the GPU"
         if host.loaded_version and host.driver.get("processes") is None:
             return "who uses the GPU is not known"
-        holders = host.processes("compute", "graphics")
+        holders = host.processes("graphics", *(() if self.wanted.driver.drains else ("compute",)))
         return f"{listed(holders)} holds the GPU" if host.loaded_version and holders else None
 
     def _persistence(self, starts: bool) -> Action | None:
@@ -635,7 +635,7 @@ def _yum_repository(url: str, key_path: str) -> str:
     return "\n".join([*lines, "enabled=1", "gpgcheck=1", f"gpgkey=file://{key_path}"]) + "\n"
 
 
-def _remove_driver(host: Host, notes: Notes) -> list[Action]:
+def _remove_driver(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
     packages = [
         package.name
         for package in host.packages
@@ -657,7 +657,7 @@ def _remove_driver(host: Host, notes: Notes) -> list[Action]:
     if not packages and not paths:
         return []
     users = host.processes("compute")
-    if users and packages:
+    if users and packages and not wanted.driver.drains:
         notes.wait("driver removal", f"the GPU is busy: {listed(users)}", "Stop what runs, then run again.")
         return []
     data = {"packages": packages, "paths": paths}

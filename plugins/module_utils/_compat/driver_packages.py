@@ -14,7 +14,11 @@ import typing as t
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decision import Driver, Notes, listed
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import Desired
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import Distribution, Knowledge, Row
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Host, Package
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import (
+    Host,
+    Package,
+    compiles_modules,
+)
 
 SOURCES_PATH = "/etc/apt/sources.list.d/gpufleet-nvidia.sources"
 ARCHIVE_SOURCES_PATH = "/etc/apt/sources.list.d/gpufleet-archive.sources"
@@ -71,7 +75,7 @@ def _build(driver: Driver, host: Host) -> str:
     """Whether modules come compiled: where the archive has them signed, unless the driver that is kept compiles its own."""
     if driver.source != "distro" or signed_modules(host) is None:
         return "dkms"
-    compiles = any("dkms" in package.name for package in host.packages if package.present)
+    compiles = any(package.compiles for package in host.packages if package.present)
     return "dkms" if driver.kept and compiles else "prebuilt"
 
 
@@ -185,9 +189,12 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
         if name in remove or name in install:
             continue
         successor = _successor(name, driver, host, known)
+        if successor and driver.build == "prebuilt" and compiles_modules(successor):
+            successor = None
         if successor:
             install.append(successor)
-        if successor != name and (name in foreign or _of_branch(name, host)):
+        replaced = name in foreign or _of_branch(name, host) or (successor is None and package.compiles)
+        if successor != name and replaced:
             remove.append(name)
     return list(dict.fromkeys(install)), remove
 

@@ -169,6 +169,14 @@ _NOT_DRIVER = re.compile(
 )
 
 
+_COMPILES = re.compile(r"(?<!no-)dkms|nvidia-headless-(?!no-dkms)|akmod-nvidia")
+
+
+def compiles_modules(name: str) -> bool:
+    """Whether a package brings modules as source, which are compiled on the host, or depends on one that does."""
+    return bool(_COMPILES.search(name))
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU as far as it is known. `modules`: open, proprietary, both, platform; None: not known."""
@@ -219,6 +227,10 @@ class Package:
     @property
     def is_driver(self) -> bool:
         return not _NOT_DRIVER.match(self.name)
+
+    @property
+    def compiles(self) -> bool:
+        return compiles_modules(self.name)
 
     @property
     def to_freeze(self) -> bool:

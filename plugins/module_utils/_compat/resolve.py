@@ -99,8 +99,9 @@ def _choose_gpus(host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes
     for gpu in host.gpus:
         if gpu.address in wanted.driver.gpus_exclude:
             notes.say(f"{gpu.label} at {gpu.address} is left out: nvidia_driver_gpus_exclude names it.")
-        elif gpu.kernel_driver == "vfio-pci":
-            notes.warn(f"{gpu.label} at {gpu.address} is left out: it is reserved for a virtual machine (vfio-pci).")
+        elif gpu.kernel_driver == "vfio-pci" or host.virtual(gpu) == "passthrough":
+            by = gpu.kernel_driver or "passthrough"
+            notes.warn(f"{gpu.label} at {gpu.address} is left out: it is reserved for a virtual machine ({by}).")
         elif gpu.too_old:
             too_old.append(gpu)
         else:

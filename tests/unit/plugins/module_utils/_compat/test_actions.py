@@ -377,6 +377,22 @@ def test_a_gpu_that_computes_keeps_its_driver_while_the_change_is_staged_and_eve
     assert driver_ids(resolve(seen, allowed)) == ["packages", "modules", "nouveau", "freeze", "load", "persistence"]
 
 
+def test_a_gpu_that_computes_keeps_no_window_shut_where_a_drain_ends_what_computes(full: Make, driven: Make) -> None:
+    training = {"pid": 42, "command": "python3 train.py", "kind": "compute"}
+    plan = resolve(full(RTX_5070, **driven("570.86.16", processes=[training])), {"driver": {"drains": True}})
+    assert plan["pending"] == []
+    assert driver_ids(plan) == [
+        "repository",
+        "stage",
+        "packages",
+        "modules",
+        "nouveau",
+        "freeze",
+        "load",
+        "persistence",
+    ]
+
+
 def test_a_gpu_that_computes_does_not_wait_for_anything_on_a_converged_host(converged: dict[str, Any]) -> None:
     converged["driver"]["processes"] = [{"pid": 42, "command": "python3", "kind": "compute"}]
     plan = resolve(converged)
