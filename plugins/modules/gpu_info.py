@@ -384,8 +384,9 @@ observation:
             - {name: nvidia-open, version: 580.95.05-1, architecture: amd64, source: nvidia, held: false, state: installed}
         interrupted:
           description: >-
-            What an interrupted transaction left half-done, of any package, in words; packages that are there twice in rpm's
-            database. Null while somebody changes packages.
+            What an interrupted transaction left half-done, in words. With dpkg, any package that is neither installed nor gone, and
+            changes that wait to be merged; with rpm, the driver's packages that are there twice, and dnf's last transaction where it
+            was the driver's and never ended. Null while somebody changes packages.
           type: list
           elements: str
           sample: [nvidia-kernel-dkms is half-configured]
