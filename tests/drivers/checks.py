@@ -10,13 +10,9 @@ from typing import Any
 from harness import Host
 
 Seen = dict[str, Any]
-DRIVER = re.compile(
-    r"^(nvidia-(driver|kernel|persistenced|modprobe|open|smi|utils|compute-utils|settings|xconfig|kmod)"
-    r"|(lib)?nvidia-(cfg|ml|compute|gl|gpucomp|decode|encode|extra|fbc)|libcuda1|libcudadebugger|libnvidia-|kmod-nvidia|cuda-drivers"
-    r"|firmware-nvidia|xserver-xorg-video-nvidia|xorg-x11-nvidia|nvidia-alternative|nvidia-legacy)"
-)
+DRIVER = re.compile(r"nvidia|^libcuda|^libxnvctrl|^cuda-drivers")
 NO_DRIVER = re.compile(
-    r"nvidia-driver-pinning|nvidia-container|libnvidia-container|cuda-keyring|nvidia-support|installer-cleanup"
+    r"nvidia-driver-pinning|nvidia-container|cuda-keyring|nvidia-(support|prime|settings)|installer-cleanup"
 )
 VERSION = re.compile(r"^(?:\d+:)?(\d{3}\.\d+(?:\.\d+)?)")
 LICENSES = {"open": "Dual MIT/GPL", "proprietary": "NVIDIA"}

@@ -46,7 +46,10 @@ def driver_hosts() -> list[str]:
 
 
 def up(hosts: Iterable[str], *options: str) -> None:
-    """Make the hosts that are missing."""
+    """Make the hosts that are missing. With GPUFLEET_KEEP, hosts that are there are taken as they are."""
+    hosts = list(hosts)
+    if os.environ.get("GPUFLEET_KEEP") and not options and INVENTORY.exists() and set(hosts) <= set(addresses()):
+        return
     command = [SANDBOX / "fleet", "up", "--only-tiny", "--hosts", ",".join(hosts), *options]
     subprocess.run(command, env={**os.environ, "GPUFLEET_FLEET": NAME}, check=True, timeout=1500)
 
@@ -248,8 +251,9 @@ def environment(log: str, ssh_log: str) -> dict[str, str]:
 
 
 def command(playbook: str, hosts: Sequence[str], variables: dict[str, Any], options: Sequence[str] = ()) -> list[str]:
-    """The command line of a run: all hosts at once, the driver only."""
-    settings = {"gpufleet_hosts": ",".join(hosts), "gpufleet_batches": "100%", "gpufleet_max_failed": 99, **variables}
+    """The command line of a run: all hosts at once, the driver only, so no environment that would have to be proven."""
+    all_at_once = {"gpufleet_hosts": ",".join(hosts), "gpufleet_batches": "100%", "gpufleet_max_failed": 99}
+    settings = {**all_at_once, "torch_env_environments": [], **variables}
     return [
         *(str(CHECKOUT / ".venv/bin/ansible-playbook"), "-i", str(INVENTORY), "--forks", "20", "--tags", "driver"),
         *("-e", json.dumps(settings), *options, str(CHECKOUT / "playbooks" / playbook)),

@@ -47,7 +47,8 @@ class Matrix:
         return harness.look(HOSTS)
 
     def provision(self, *options: str, hosts: list[str] | None = None, **variables: Any) -> Run:
-        return harness.play("provision_gpu.yml", hosts or HOSTS, *options, **variables)
+        # Debian 12's own driver is 535, below the default floor.
+        return harness.play("provision_gpu.yml", hosts or HOSTS, *options, nvidia_driver_minimum="535", **variables)
 
     @functools.cached_property
     def fresh(self) -> tuple[dict[str, Seen], Run, dict[str, Seen], Run, dict[str, Seen]]:
@@ -226,6 +227,18 @@ def test_fresh_host_gets_the_driver(matrix: Matrix, name: str) -> None:
     run, after = matrix.fresh[3:]
     assert run[name].ready, run[name].message
     checks.serves(host, after[name], branch_of(host), host.flavor)
+
+
+@each_host
+def test_prebuilt_modules_are_taken_where_ubuntu_has_them(matrix: Matrix, name: str) -> None:
+    host = matrix.hosts[name]
+    if host.nvidia or "ubuntu" not in name:
+        pytest.skip("only Ubuntu's archive has modules that are compiled and signed")
+    seen = matrix.fresh[4][name]
+    packages = checks.installed(seen)
+    assert [package for package in packages if "dkms" in package] == []
+    for kernel in seen["boots"]:
+        assert [package for package in packages if package.startswith("linux-modules-nvidia-580") and package.endswith(kernel)]
 
 
 @each_host

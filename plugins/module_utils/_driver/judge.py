@@ -54,7 +54,7 @@ _CORE = re.compile(
     r"|nvidia-dkms-\d+(?:-(?:open|server))*|nvidia-kernel-source-\d+(?:-(?:open|server))*|kmod-nvidia(?:-open|-latest)?(?:-dkms)?"
     r"|xorg-x11-drv-nvidia(?:-(?:cuda|libs|cuda-libs))?|akmod-nvidia(?:-open)?)(?::\w+)?$"
 )
-_COMPILES = re.compile(r"(?:nvidia-(?:.*-)?dkms|kmod-nvidia.*-dkms|akmod-nvidia)")
+_COMPILES = re.compile(r"(?!.*-no-dkms)(?:nvidia-(?:.*-)?dkms|kmod-nvidia.*-dkms|akmod-nvidia)")
 
 
 class Verdict(t.NamedTuple):
