@@ -68,7 +68,7 @@ options:
             type: str
             default: ""
           repository_key:
-            description: The ASCII-armoured public key that signs the mirror.
+            description: The ASCII-armoured public key that signs NVIDIA's repository or the mirror.
             type: str
             default: ""
           reboot_allowed:
@@ -84,6 +84,18 @@ options:
             type: list
             elements: str
             default: []
+          branch_preferred:
+            description: The newest branch up to this one that all GPUs of the host support. Excludes a branch.
+            type: str
+            default: ""
+          accept_missing_gpus:
+            description: Whether to plan although GPUs are not there any more that were there at the last change of the driver.
+            type: bool
+            default: false
+          mok_password_set:
+            description: Whether there is a password under which a key can be handed to the firmware (Secure Boot).
+            type: bool
+            default: false
       torch:
         description: The torch build of environments that name none.
         type: dict

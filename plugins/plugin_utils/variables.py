@@ -178,7 +178,8 @@ def _check_playbook(given: dict[str, Any]) -> None:
         raise InvalidVariables("; ".join(result.error_messages))
     if (result.validated_parameters.get("gpufleet_max_failed") or 0) < 0:
         raise InvalidVariables("gpufleet_max_failed is negative; it is the number of hosts that may fail")
-    if (result.validated_parameters.get("gpufleet_to") or 1) < 1:
+    generation = result.validated_parameters.get("gpufleet_to")
+    if generation is not None and generation < 1:
         raise InvalidVariables("gpufleet_to is the number of a generation of the host, such as 2")
     _check_proxy(result.validated_parameters.get("gpufleet_proxy") or {})
     batches = given.get("gpufleet_batches", [])

@@ -239,7 +239,7 @@ def _other_flavor(driver: Driver, host: Host, knowledge: Knowledge) -> list[str]
     other = "proprietary" if driver.flavor == "open" else "open"
     branch = host.installed.branch if host.installed else ""
     names = _names(knowledge, other, branch)
-    same = _names(knowledge, str(driver.flavor), driver.branch)
+    same = _names(knowledge, str(driver.flavor), driver.branch) | _names(knowledge, str(driver.flavor), branch)
     keep = set(driver.packages)
     return [package.name for package in host.packages if package.present and package.name in names - same - keep]
 

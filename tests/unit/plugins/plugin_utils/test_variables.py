@@ -101,11 +101,54 @@ def test_key_that_cannot_be_read_is_refused(tmp_path):
         ({"gpufleet_batches": [1, "half"]}, "gpufleet_batches"),
         ({"gpufleet_confirm": "ja"}, "gpufleet_confirm"),
         ({"gpufleet_remove": "doch"}, "gpufleet_remove"),
+        ({"gpufleet_to": "last"}, "gpufleet_to"),
+        ({"gpufleet_to": 0}, "gpufleet_to is the number of a generation"),
+        ({"gpufleet_prxy": {}}, "gpufleet_prxy is not a variable of the playbooks; did you mean gpufleet_proxy"),
+        ({"gpufleet_proxy": "http://proxy.example:3128"}, "gpufleet_proxy"),
+        (
+            {"gpufleet_proxy": {"htps": "http://proxy.example"}},
+            "gpufleet_proxy has no 'htps'; its keys are http, https, no_proxy, ca_file",
+        ),
+        ({"gpufleet_proxy": {"http": "proxy.example:3128"}}, "gpufleet_proxy.http must be the URL of a proxy"),
+        (
+            {"gpufleet_proxy": {"https": 'http://ann:a"b@proxy.example'}},
+            "gpufleet_proxy.https must be the URL of a proxy",
+        ),
+        ({"gpufleet_proxy": {"no_proxy": "a, b"}}, "gpufleet_proxy.no_proxy must be names with commas"),
+        ({"gpufleet_proxy": {"ca_file": "ca.pem"}}, "gpufleet_proxy.ca_file must be the absolute path"),
+        ({"nvidia_driver_keep": 0}, "nvidia_driver_keep is 0; it must be at least 1"),
+        ({"nvidia_driver_reboot_notice": -1}, "nvidia_driver_reboot_notice is -1; it must be at least 0"),
+        ({"nvidia_driver_drain_command": ["scontrol", ""]}, "nvidia_driver_drain_command has an empty word"),
+        ({"nvidia_driver_mok_password": "geheim und lang"}, "nvidia_driver_mok_password must be 1 to 256 plain ASCII"),
     ],
 )
 def test_what_would_be_misread_in_silence_is_refused(variables, words):
     with pytest.raises(InvalidVariables, match=words):
         desired(**variables)
+
+
+@pytest.mark.parametrize(("password", "good"), [("s3cret!", True), ("geheim und lang", False)])
+def test_a_password_is_neither_repeated_nor_handed_to_the_planner(password, good):
+    if good:
+        driver = desired(nvidia_driver_mok_password=password)["driver"]
+        assert driver["mok_password_set"] is True
+        assert password not in str(driver)
+    else:
+        with pytest.raises(InvalidVariables) as error:
+            desired(nvidia_driver_mok_password=password, gpufleet_proxy={"http": "http://ann:hush hush@proxy"})
+        assert "geheim" not in str(error.value)
+        assert "hush" not in str(error.value)
+    assert desired()["driver"]["mok_password_set"] is False
+
+
+def test_a_proxy_with_a_password_and_a_ca_of_its_own_is_fine():
+    proxy = {
+        "http": "http://ann:p%22w@proxy.example:3128/",
+        "https": "",
+        "no_proxy": ".example.org,10.0.0.1",
+        "ca_file": "/etc/ca.pem",
+    }
+    assert desired(gpufleet_proxy=proxy, gpufleet_to="2", gpufleet_host="of the playbook")
 
 
 def test_strings_of_the_command_line_are_read_as_what_they_mean():

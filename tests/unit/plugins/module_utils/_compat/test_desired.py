@@ -123,6 +123,15 @@ def test_a_switch_given_on_the_command_line_is_a_switch(word: Any) -> None:
         ({"driver": {"branch": "580; reboot"}}, "nvidia_driver_branch"),
         ({"driver": {"branch": ["580"]}}, "nvidia_driver_branch .*must be a string"),
         ({"driver": {"branch": True}}, "nvidia_driver_branch .*must be a string"),
+        (
+            {"driver": {"branch_preferred": "auto"}},
+            "nvidia_driver_branch_preferred .*must be empty or the number of a branch",
+        ),
+        (
+            {"driver": {"branch_preferred": "595", "branch": "580"}},
+            "asks for 580 on every host .*leave one of them out",
+        ),
+        ({"driver": {"accept_missing_gpus": "perhaps"}}, "nvidia_driver_accept_missing_gpus .*true or false"),
         ({"driver": {"minimum": "newest"}}, "nvidia_driver_minimum"),
         ({"driver": {"flavor": "opne"}}, "nvidia_driver_flavor .*must be one of auto, open, proprietary; it is 'opne'"),
         ({"driver": {"source": "debian"}}, "nvidia_driver_source"),
