@@ -596,7 +596,9 @@ observation:
           type: bool
           sample: true
         locks:
-          description: Locks of dpkg, apt, rpm, dnf and zypper that are held now, with C(path) and C(holder).
+          description: >-
+            Locks of dpkg, apt, rpm, dnf, zypper and of this collection's own change of drivers that are held now, with C(path) and
+            C(holder).
           type: list
           elements: dict
           sample: [{path: /var/lib/dpkg/lock-frontend, holder: unattended-upgr (process 812)}]

@@ -30,7 +30,10 @@ _PID_FILES = (
     "/var/lib/dnf/rpmdb_lock.pid",
     "/run/zypp.pid",
 )
+# Locked with flock(2) by the role while it changes drivers; that goes on when its connection is lost.
+_OWN_LOCK = "/run/gpufleet-driver.lock"
 _TRANSACTION_LOCKS = (
+    _OWN_LOCK,
     "/var/lib/dpkg/",
     "/usr/lib/sysimage/rpm/",
     "/var/lib/rpm/",
@@ -95,7 +98,25 @@ def locks(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
         text = (host.text(path, KIB) or "").strip()
         if text.isdecimal() and host.exists(f"/proc/{text}"):
             found.append({"path": path, "holder": _holder(host, int(text))})
+    own = _flock_holder(host, _OWN_LOCK)
+    if own is not None:
+        found.append({"path": _OWN_LOCK, "holder": _holder(host, own)})
     return found
+
+
+def _flock_holder(host: Host, path: str) -> int | None:
+    """Return the process that holds a file with flock(2), as proc_locks(5) says it, or None; asking would mean taking it."""
+    state = host.lstat(path)
+    if state is None:
+        return None
+    device = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
+    for line in (host.text("/proc/locks", MIB) or "").splitlines():
+        words = (
+            line.split()
+        )  # number, FLOCK, ADVISORY, WRITE, process, device:inode, start, end; waiters have -> after the number
+        if len(words) == 8 and words[1] == "FLOCK" and words[5] == device:
+            return int(words[4]) if words[4].isdecimal() else 0
+    return None
 
 
 def _lock_holder(host: Host, path: str) -> int | None:

@@ -92,3 +92,31 @@ def test_a_lock_behind_a_link_is_named_once(tree):
 def test_only_some_locks_mean_that_packages_change(path, who):
     assert health.changing_packages([{"path": path, "holder": "apt (process 7)"}]) == who
     assert health.changing_packages([]) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "holder"),
+    [
+        ("1: FLOCK  ADVISORY  WRITE 4321 {device} 0 EOF", "python3 (process 4321)"),
+        ("1: -> FLOCK  ADVISORY  WRITE 4321 {device} 0 EOF", None),  # it waits
+        ("1: POSIX  ADVISORY  WRITE 4321 {device} 0 EOF", None),
+        ("1: FLOCK  ADVISORY  WRITE 4321 00:01:2 0 EOF", None),
+        ("1: FLOCK  ADVISORY  WRITE -1 {device} 0 EOF", "a process of another container"),
+        ("garbage", None),
+    ],
+)
+def test_a_change_of_drivers_that_goes_on_is_a_lock_as_well(tree, line, holder):
+    path = "/run/gpufleet-driver.lock"
+    state = tree.file(path).process(4321, "python3").path(path).stat()
+    device = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
+    found = health.locks(tree.file("/proc/locks", line.format(device=device) + "\n").host(), [])
+    assert found == ([{"path": path, "holder": holder}] if holder else [])
+    assert health.changing_packages(found) == holder
+
+
+def test_a_real_flock_is_seen_as_the_kernel_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "_OWN_LOCK", str(tmp_path / "lock"))
+    with open(tmp_path / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = [entry for entry in health.locks(Host(), []) if entry["path"] == str(tmp_path / "lock")]
+    assert [f"(process {os.getpid()})" in entry["holder"] for entry in found] == [True]
