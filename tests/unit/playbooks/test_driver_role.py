@@ -24,7 +24,7 @@ with open(os.path.join(home, "host.json")) as file:
 with open(sys.argv[1]) as file:
     given = json.load(file)
 driver, said = host["observation"]["driver"], {name!r}
-answer = {{"changed": said not in ("gpu_info", "wait_for"), "rc": 0, "stdout": "", "stdout_lines": [], "stderr": ""}}
+answer = {{"changed": said not in ("gpu_info", "wait_for"), "rc": 0, "stdout": "", "stdout_lines": [], "stderr": "", "delta": "0:01"}}
 
 def load(version, flavor):
     if host.get("broken") == version:
@@ -46,7 +46,7 @@ elif said == "command":
     argv = given["argv"]
     said = " ".join(argv)
     if given.get("removes", "").startswith("/etc/") and given["removes"] not in host.get("files", []):
-        said = "nothing"
+        said, answer["delta"] = "nothing", None
     if argv[0] in host.get("missing", ["docker", "podman"]):
         answer.update(rc=2, msg="No such file or directory: " + argv[0])
     elif argv[0] == "docker":
@@ -368,11 +368,12 @@ def test_module_that_the_kernel_refuses_is_quoted_with_what_is_installed_and_loa
     assert machine.loaded is None
 
 
-def test_disk_passphrase_is_announced_before_the_reboot(machine):
+def test_disk_that_asks_for_a_passphrase_leaves_the_reboot_to_a_person(machine):
     machine.os["disk_passphrase"] = True
-    said = machine.apply([PACKAGES, REBOOT], nvidia_driver_reboot_allowed=True, nvidia_driver_reboot_timeout=120)
+    said = machine.apply([PACKAGES, REBOOT], nvidia_driver_reboot_allowed=True)
     assert machine.status == 0, said
-    assert "ws asks for its disk passphrase while it boots" in said
+    assert "reboot" not in machine.asked
+    assert "its disk asks for a passphrase, which somebody has to type at the console" in said
 
 
 def test_fresh_host_is_neither_drained_nor_warned(machine):
@@ -384,6 +385,15 @@ def test_fresh_host_is_neither_drained_nor_warned(machine):
     assert machine.status == 0
     assert machine.loaded == "595.71.05"
     assert not {"drain", "wait_for"} & set(machine.asked)
+
+
+def test_plan_without_a_start_installs_and_leaves_what_is_loaded_alone(machine):
+    machine.driver.update(userspace_version=None, flavor=None, loaded_version=None, nouveau_loaded=True)
+    said = machine.apply([STAGE, {**PACKAGES, "disruptive": False}], nvidia_driver_reboot_allowed=True)
+    assert machine.status == 0, said
+    assert machine.asked == [
+        "driver_packages staged", "driver_packages installed", "None nvidia-persistenced.service enabled",
+    ]  # fmt: skip
 
 
 def test_missing_device_nodes_are_made_without_touching_the_driver(machine):

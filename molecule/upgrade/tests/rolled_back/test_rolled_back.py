@@ -1,4 +1,4 @@
-"""The rollback: what served before serves again."""
+"""The rollback, made without network: the generation that served before serves again, with the release that it had."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def test_old_driver_is_loaded_and_pinned_again(host_named):
     driver.modules(host, host.check_output("ls /lib/modules").split(), version, "open")
     driver.loaded(host, version, "open")
     driver.pinned(host, "580")
+    assert driver.journal(host)["generation"] == 1
 
 
 def test_old_torch_serves_again_and_the_new_release_is_kept(host_named):

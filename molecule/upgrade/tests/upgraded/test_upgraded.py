@@ -12,7 +12,8 @@ def test_new_driver_is_loaded_and_pinned(host_named):
     driver.loaded(host, version, "open")
     driver.pinned(host, "595")
     journal = driver.journal(host)
-    assert (journal["previous"]["branch"], journal["present"]["branch"]) == (580, 595)
+    assert (journal["previous"]["branch"], journal["present"]["branch"], journal["generation"]) == (580, 595, 2)
+    assert not host.file("/var/lib/gpufleet/staged").exists
 
 
 def test_new_torch_serves_and_the_old_release_is_kept(host_named):
