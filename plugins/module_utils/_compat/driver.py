@@ -104,10 +104,10 @@ def resolve_driver(
     needs = _needs(gpus, stacks, wanted, knowledge)
     minimum = newest(need.version for need in needs)
     _refuse_unmet(needs, bounds, gpus, wanted, knowledge, notes)
+    _refuse_missing_gpus(host, wanted, notes)
     left_alone = host.wsl or _from_jetpack(gpus) or _owner(host, gpus)
     if left_alone or "driver" not in wanted.steps or wanted.driver.state == "absent":
         return _as_it_is(host, gpus, minimum, wanted, notes)
-    _refuse_missing_gpus(host, wanted, notes)
     driver = Driver(minimum=minimum, flavor=_flavor(gpus, wanted, notes), managed=True)
     _refuse_branch(gpus, wanted, knowledge, notes)
     if host.installed and _fulfils(host.installed, driver, host, gpus, wanted, knowledge):
@@ -154,6 +154,8 @@ def _owner(host: Host, gpus: t.Sequence[Gpu]) -> _Owner | None:
 
 def _refuse_missing_gpus(host: Host, wanted: Desired, notes: Notes) -> None:
     """A host whose GPUs are not all there is not planned from what is left."""
+    if wanted.driver.state == "absent" or not {"driver", "proof"} & set(wanted.steps):
+        return
     missing = host.missing_gpus()
     if missing and wanted.driver.accept_missing_gpus:
         notes.warn(f"{listed(missing)} is missing; nvidia_driver_accept_missing_gpus says that this is meant.")

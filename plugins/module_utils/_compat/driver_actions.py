@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.drive
     REPO_PATH,
     RPM_KEY_PATH,
     SOURCES_PATH,
+    foreign_packages,
     kernel_metapackage,
     transaction,
 )
@@ -158,6 +159,9 @@ class _DriverChange:
         are = "are" if len(missing) > 1 else "is"
         if not host.packages or not missing:
             return None
+        if foreign_packages(driver, host):
+            self.notes.say("Its packages are of a publisher that is not known, so they are left as they are.")
+            return None
         if self.wanted.driver.package_set:
             return f"{listed(missing)} of the {driver.package_set} set {are} missing"
         if driver.build == "prebuilt" and self.lacking:
@@ -193,12 +197,11 @@ class _DriverChange:
             if package.held and package.name in touched and package.name not in host.own_holds()
         ]
         rpm = self.distribution.family == "redhat"
-        release = f"dnf versionlock delete {' '.join(held)}" if rpm else f"apt-mark unhold {' '.join(held)}"
         if held:
             self.notes.refuse(
                 "driver_held",
                 f"{listed(held)} {'are' if len(held) > 1 else 'is'} held or locked by somebody else, and would have to change",
-                f"Release what was meant to be released ({release}), then run again.",
+                _release(host, held),
             )
         for pin in self._opposing_pins():
             what = f"{pin.get('file')} pins {pin.get('packages')} to {pin.get('version')}, against the planned branch {self.driver.branch}"
@@ -280,7 +283,7 @@ class _DriverChange:
             "key_file": repository["key_file"],
             "key_content": "",
         }
-        if self.driver.source == "nvidia":
+        if repository["key_path"]:
             data["key_content"] = self.wanted.driver.repository_key
         described = ManagedFile(repository["path"], self._description(repository))
         difference = self.host.difference(described)
@@ -603,6 +606,12 @@ class _DriverChange:
 _PERMIT = "Permit it with nvidia_driver_reboot_allowed: true, or reboot the host yourself and run again."
 
 
+def _release(host: Host, held: t.Sequence[str]) -> str:
+    rpm = host.distribution is not None and host.distribution.family == "redhat"
+    command = "dnf versionlock delete" if rpm else "apt-mark unhold"
+    return f"Release what was meant to be released ({command} {' '.join(held)}), then run again."
+
+
 def _few(names: t.Sequence[str]) -> str:
     return listed([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
 
@@ -653,6 +662,14 @@ def _remove_driver(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
             "distribution",
             f"this version removes no drivers on {host.os_name}",
             f"Remove {listed(packages[:5])} by the means of {host.os_name}.",
+        )
+    held = [package.name for package in host.packages if package.held and package.name in packages]
+    held = [name for name in held if name not in host.own_holds()]
+    if held:
+        notes.refuse(
+            "driver_held",
+            f"{_few(held)} {'are' if len(held) > 1 else 'is'} held or locked by somebody else",
+            _release(host, held),
         )
     if not packages and not paths:
         return []

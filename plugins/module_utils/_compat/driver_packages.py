@@ -60,7 +60,8 @@ def add_packages(
         driver.packages += _module_packages(driver, host, notes)
     if distribution.installs:
         driver.pin = _pin(driver, host, distribution)
-        driver.repository = _repository(driver, host, distribution, wanted, knowledge, notes)
+        if not (driver.kept and foreign_packages(driver, host)):  # what is kept and not from there needs no repository
+            driver.repository = _repository(driver, host, distribution, wanted, knowledge, notes)
 
 
 def signed_modules(host: Host) -> Row | None:
@@ -174,7 +175,8 @@ def _nvidia_files(host: Host) -> list[str]:
     """Files that describe a repository of NVIDIA's."""
     rows = [(row.get("file"), row.get("uris")) for row in host.apt_sources()]
     rows += [(row.get("file"), row.get("urls")) for row in host.dnf_repositories()]
-    return sorted({str(file) for file, urls in rows if any("/compute/cuda/repos/" in str(url) for url in urls or ())})
+    found = {str(file) for file, urls in rows if any("/compute/cuda/repos/" in str(url) for url in urls or ())}
+    return sorted(found | {path for path in (SOURCES_PATH, REPO_PATH) if host.file(path) is not None})
 
 
 def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[str], list[str]]:
@@ -281,7 +283,11 @@ def _repository(
     driver: Driver, host: Host, distribution: Distribution, wanted: Desired, knowledge: Knowledge, notes: Notes
 ) -> dict[str, t.Any] | None:
     if driver.source == "distro":
-        return _archive_repository(host, distribution, notes)
+        for file in _nvidia_files(host) if not driver.kept else ():
+            notes.warn(
+                f"{file} describes NVIDIA's repository: where it has a newer version of the branch, the transaction is refused."
+            )
+        return _archive_repository(host, distribution, wanted, notes)
     arch = knowledge.repository_architectures.get(host.arch, host.arch)
     url = (
         wanted.driver.repository_url
@@ -365,7 +371,9 @@ def same_uri(left: str, right: str) -> bool:
     return left.rstrip("/") == right.rstrip("/")
 
 
-def _archive_repository(host: Host, distribution: Distribution, notes: Notes) -> dict[str, t.Any] | None:
+def _archive_repository(
+    host: Host, distribution: Distribution, wanted: Desired, notes: Notes
+) -> dict[str, t.Any] | None:
     """The distribution's archive, found by where `main` comes from; `adopt` where it has all components already."""
     if not distribution.components:
         return None
@@ -376,6 +384,18 @@ def _archive_repository(host: Host, distribution: Distribution, notes: Notes) ->
         if "main" in (source.get("components") or ()) and (not codename or codename in (source.get("suites") or ()))
     ]
     found: dict[str, t.Any] = {"path": ARCHIVE_SOURCES_PATH, "key_path": None, "key_file": "", "suites": [codename]}
+    if host.os_id == "ubuntu":  # drivers of a release come with its updates
+        found["suites"] = sorted({str(suite) for source in main for suite in source.get("suites") or ()} | {codename})
+    if wanted.driver.repository_url:
+        key_path = KEY_PATH if wanted.driver.repository_key else None
+        signed_by = key_path or (main[0].get("signed_by") if main else None)
+        return {
+            **found,
+            "url": wanted.driver.repository_url,
+            "key_path": key_path,
+            "signed_by": signed_by,
+            "adopt": None,
+        }
     if not main:
         if host.apt_sources_known:
             notes.refuse(
@@ -394,8 +414,6 @@ def _archive_repository(host: Host, distribution: Distribution, notes: Notes) ->
         for component in source.get("components") or ()
     }
     adopted = main[0].get("file") if set(distribution.components) <= present else None
-    if host.os_id == "ubuntu":  # drivers of a release come with its updates
-        found["suites"] = sorted({str(suite) for source in main for suite in source.get("suites") or ()})
     return {
         **found,
         "url": url,

@@ -511,3 +511,51 @@ def test_containers_that_compute_are_named(full: Make, driven: Make) -> None:
     process = {"pid": 7, "command": "python3", "kind": "compute", "container": "0123456789ab"}
     plan = resolve(full(RTX_3090, **driven("570.211.01", processes=[process])), {"driver": {"branch": "595"}})
     assert plan["pending"][0]["why"] == "the GPU is busy: python3 (7 in container 0123456789ab)"
+
+
+def test_a_mirror_of_the_distributions_archive_is_described_with_its_components(full: Make) -> None:
+    wanted = {"driver": {"source": "distro", "repository_url": "http://mirror.example/debian"}, "steps": ["driver"]}
+    described = data(resolve(full(RTX_3090), wanted), "repository")
+    assert described["path"] == "/etc/apt/sources.list.d/gpufleet-archive.sources"
+    assert described["content"].splitlines()[1:] == [
+        "Types: deb", "URIs: http://mirror.example/debian", "Suites: trixie", "Components: contrib non-free non-free-firmware",
+        "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg",
+    ]  # fmt: skip
+    assert described["key_path"] is None
+
+
+def test_ubuntus_archive_gets_its_component_for_drivers_in_all_suites(full: Make) -> None:
+    observation = full(RTX_3090, system="ubuntu2404")
+    observation["os"]["apt"]["sources"][0]["components"] = ["main", "universe"]
+    described = data(resolve(observation, {"driver": {"source": "distro"}, "steps": ["driver"]}), "repository")
+    assert "Suites: noble noble-updates\nComponents: restricted\n" in described["content"]
+
+
+def test_a_removal_does_not_release_what_the_user_holds(full: Make, carry_out: Make) -> None:
+    observation = full(RTX_3090)
+    seen = carry_out(observation, resolve(observation, {"steps": ["driver"]}))
+    seen["driver"]["journal"]["holds"] = []
+    (refusal,) = resolve(seen, {"driver": {"state": "absent"}, "steps": ["driver"]})["refusals"]
+    assert refusal["code"] == "driver_held"
+    assert "apt-mark unhold nvidia-driver-cuda" in refusal["remedy"]
+
+
+def test_what_is_kept_of_another_publisher_gets_no_repository_and_nothing_beside_it(full: Make, driven: Make) -> None:
+    driver = driven("580.105.08")
+    driver["source"] = None
+    for package in driver["packages"]:
+        package["source"] = "unknown"
+    plan = resolve(full(RTX_3090, **driver), {"driver": {"package_set": "desktop"}, "steps": ["driver"]})
+    assert plan["feasible"]
+    assert not {"repository", "stage", "packages"} & set(ids(plan))
+    assert "freeze" in ids(plan)
+
+
+def test_a_proof_alone_does_not_pass_on_the_gpus_that_are_left(full: Make, driven: Make) -> None:
+    journal = {
+        "holds": [],
+        "gpus": [{"pci_address": "0000:02:00.0", "pci_device_id": "1b80", "name": "GeForce GTX 1080"}],
+    }
+    observation = full(RTX_3090, **driven("580.105.08", journal=journal))
+    assert "gpu_missing" in [row["code"] for row in resolve(observation, {"steps": ["proof"]})["refusals"]]
+    assert resolve(observation, {"steps": ["runtime"]})["feasible"]
