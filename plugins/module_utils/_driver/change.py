@@ -88,7 +88,7 @@ def request_of(
     """Read the driver part of a plan."""
     todo = actions_of(plan)
     packages = todo.get("driver.packages") or todo.get("driver.stage") or {}
-    modules = todo.get("driver.modules") or {}
+    modules = todo.get("driver.modules") or todo.get("driver.stage") or {}
     repository = todo.get("driver.repository")
     if repository is None and (plan.get("repository") or {}).get("adopt"):
         repository = {"path": plan["repository"]["adopt"], "signed_by": plan["repository"].get("signed_by")}

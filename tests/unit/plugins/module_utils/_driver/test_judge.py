@@ -61,8 +61,6 @@ def test_an_ordinary_upgrade_may_run_and_is_summed_up():
         "task-desktop",
         "ubuntu-desktop",
         "ubuntu-desktop-minimal",
-    ]
-    + [
         "kde-plasma-desktop-x",
         "plasma-desktop",
         "xserver-xorg-core",
@@ -91,8 +89,6 @@ def test_nobody_loses_a_desktop(name):
         "linux-headers-amd64",
         "linux-generic",
         "linux-image-generic",
-    ]
-    + [
         "linux-generic-hwe-24.04",
         "linux-headers-generic-hwe-22.04-edge",
         "linux-image-virtual",
