@@ -679,6 +679,12 @@ def test_a_lock_of_a_process_that_is_gone_holds_nobody(root):
     Dnf(Commands(), str(root)).wait(0.1)
 
 
+def test_the_lock_of_the_change_itself_holds_nobody(root, monkeypatch):
+    own = {"path": "/run/gpufleet-driver.lock", "holder": "python3 (process 1)"}
+    monkeypatch.setattr(dnf.health, "locks", lambda host, unknown: [own])
+    Dnf(Commands(), str(root)).wait(0.1)
+
+
 def test_the_session_runs_in_the_interpreter_that_dnf_names(root):
     put(root, "/usr/bin/dnf", "#! /usr/libexec/platform-python -s\n")
     commands = Commands(solve=answer(changes=[]))
