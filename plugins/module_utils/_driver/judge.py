@@ -50,7 +50,7 @@ _EL_KERNEL = re.compile(r"kernel(?:-(?:core|modules|modules-core|modules-extra|u
 # shares between its branches) have numbers of their own, or come from elsewhere rightly.
 _CORE = re.compile(
     r"(?:libcuda1|libnvidia-(?:compute|gl|cfg1|ml1|ptxjitcompiler1)(?:-\d+(?:-server)?)?|nvidia-(?:open|driver)(?:-\d+)?(?:-(?:open|server))*"
-    r"|nvidia-driver-(?:cuda|cuda-libs|libs|bin)|cuda-drivers(?:-\d+)?|nvidia-(?:open-)?kernel-(?:open-)?dkms"
+    r"|nvidia-driver-(?:cuda|cuda-libs|common|libs|bin)|cuda-drivers(?:-\d+)?|nvidia-(?:open-)?kernel-(?:open-)?dkms"
     r"|nvidia-dkms-\d+(?:-(?:open|server))*|nvidia-kernel-source-\d+(?:-(?:open|server))*|kmod-nvidia(?:-open|-latest)?(?:-dkms)?"
     r"|xorg-x11-drv-nvidia(?:-(?:cuda|libs|cuda-libs))?|akmod-nvidia(?:-open)?)(?::\w+)?$"
 )
