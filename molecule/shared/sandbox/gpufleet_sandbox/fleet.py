@@ -15,15 +15,15 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from . import hosts, images, podman, wsl
+from . import hosts, images, podman, tls, wsl
 from .machine import Mirrors, digest, install_requirements, this_machines_mirrors
 from .repository import build_repositories
-from .settings import LABEL, NETWORK, SERVER, SandboxError, Settings, container_name
+from .settings import INNER_NETWORK, LABEL, NETWORK, PROXY, SERVER, SandboxError, Settings, container_name
 from .shell import locked, run, say, step, write_if_changed
 from .torch_index import build_index, have_real
 
 BOOT_LIMIT = 180
-SERVER_SCRIPT = "server.py"
+SERVER_SCRIPT, PROXY_SCRIPT = "server.py", "proxy.py"
 SERVER_IMAGE = "debian12"
 
 
@@ -66,8 +66,11 @@ def make_hosts(
     jobs = [pool.submit(images.make, image, mirrors) for image in made.values() if not images.have(image)]
     for job in [*jobs, repository]:
         job.result()
-    podman.ensure_network(settings)
+    podman.ensure_network(NETWORK, str(settings.subnet))
     start_server(settings, made[SERVER_IMAGE].tag)
+    if any(map(settings.behind_proxy, names)):
+        podman.ensure_network(INNER_NETWORK, str(settings.inner_subnet), "--disable-dns")
+        start_proxy(settings, made[SERVER_IMAGE].tag)
     write_if_changed(settings.state / "nvidia-repository.asc", (settings.served / "nvidia/repository.asc").read_text())
     start_hosts(settings, names, {name: image.tag for name, image in made.items()}, fresh)
     if jobs:
@@ -85,30 +88,43 @@ def take_over(settings: Settings) -> None:
 
 def start_server(settings: Settings, image: str) -> None:
     """Run the server of package repository and torch index, in a container of its own."""
-    script = (Path(__file__).parent / SERVER_SCRIPT).read_text()
     settings.served.mkdir(parents=True, exist_ok=True)
-    write_if_changed(settings.cache / SERVER_SCRIPT, script)
-    version = digest(script, image, settings.server_address, str(settings.served))
-    box = podman.containers().get(SERVER)
+    volumes = [f"--volume={settings.served}:/srv/www:ro", f"--volume={tls.certificate(settings)}:/srv/server.pem:ro"]
+    options = [*volumes, "--network-alias=index", f"--network-alias={tls.NAME}", "--log-opt=max-size=1mb"]
+    networks = {NETWORK: settings.server_address}
+    start_script(settings, SERVER, image, SERVER_SCRIPT, networks, options, ["/srv/www", "/srv/server.pem"])
+
+
+def start_proxy(settings: Settings, image: str) -> None:
+    """Run the proxy between the server's network and that of the hosts which have no other way."""
+    networks = {NETWORK: str(settings.subnet[3]), INNER_NETWORK: str(settings.inner_subnet[2])}
+    start_script(settings, PROXY, image, PROXY_SCRIPT, networks, ["--log-opt=max-size=1mb"], ["3128"])
+
+
+def start_script(
+    settings: Settings,
+    name: str,
+    image: str,
+    script: str,
+    networks: dict[str, str],
+    options: list[str],
+    arguments: list[str],
+) -> None:
+    """Keep one of our Python programs running in a container of its own."""
+    text = (Path(__file__).parent / script).read_text()
+    write_if_changed(settings.cache / script, text)
+    version = digest(text, image, str(networks), *options, *arguments)
+    box = podman.containers().get(name)
     if box and box["Labels"].get("gpufleet.version") == version:
         if box["State"] != "running":
-            podman.podman("start", SERVER)
+            podman.podman("start", name)
         return
-    podman.remove(SERVER)
-    podman.create(
-        SERVER,
-        image,
-        settings.server_address,
-        {LABEL: str(settings.checkout), "gpufleet.version": version},
-        [
-            f"--volume={settings.served}:/srv/www:ro",
-            f"--volume={settings.cache / SERVER_SCRIPT}:/srv/{SERVER_SCRIPT}:ro",
-            "--network-alias=index",
-            "--log-opt=max-size=1mb",
-        ],
-        ["/usr/bin/python3", "-I", f"/srv/{SERVER_SCRIPT}", "/srv/www", "80"],
-    )
-    podman.podman("start", SERVER)
+    podman.remove(name)
+    mount = f"--volume={settings.cache / script}:/srv/{script}:ro"
+    labels = {LABEL: str(settings.checkout), "gpufleet.version": version}
+    command = ["/usr/bin/python3", "-I", f"/srv/{script}", *arguments]
+    podman.create(name, image, networks, labels, [*options, mount], command)
+    podman.podman("start", name)
 
 
 def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fresh: bool) -> None:
@@ -137,7 +153,7 @@ def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fres
         podman.create(
             container,
             tag,
-            settings.address(name),
+            {INNER_NETWORK if settings.behind_proxy(name) else NETWORK: settings.address(name)},
             {LABEL: str(settings.checkout), "gpufleet.version": version},
             ["--hostname", name, "--network-alias", name, "--systemd=always", "--privileged", "--log-driver=none"],
             ["/usr/bin/python3", "-I", images.SIMULATOR, "init"],
@@ -195,8 +211,10 @@ def destroy(settings: Settings, cache: bool) -> None:
         with locked(settings.lock):
             boxes = podman.containers()
             podman.remove(*boxes)
-            if NETWORK in podman.podman("network", "ls", "--format", "{{.Name}}").split():
-                podman.podman("network", "rm", "--force", NETWORK)
+            for network in {NETWORK, INNER_NETWORK} & set(
+                podman.podman("network", "ls", "--format", "{{.Name}}").split()
+            ):
+                podman.podman("network", "rm", "--force", network)
             if cache:
                 for tag in podman.podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
                     if tag.startswith("localhost/gpufleet-"):

@@ -54,6 +54,8 @@ def hardware(settings: Settings, name: str) -> dict[str, Any]:
         "nouveau": persona.get("nouveau", {"present": False}),
         "wsl": persona.get("wsl"),
         "packages": systems.packages(settings, persona),
+        "proxy": settings.proxy_url if settings.behind_proxy(name) else "",
+        "sudo_rs": persona.get("sudo_rs", False),
     }
 
 
@@ -128,6 +130,7 @@ def inventory(settings: Settings, names: list[str], real: bool) -> str:
             "torch_env_index_base_url": f"{settings.server_url}/{kind}",
             "nvidia_driver_repository_url": f"{settings.server_url}/nvidia/{systems.nvidia_folder(persona)}/x86_64/",
             "gpufleet_note": persona["note"],
+            **systems.proxy_variables(settings, name),
             **persona.get("variables", {}),
         }
         if persona.get("sudo") == "password":

@@ -26,6 +26,7 @@ PROGRAMS = {
     "gcc": "gcc",
     "ssh": "openssh-client",
     "dpkg-deb": "dpkg",
+    "openssl": "openssl",
     "rpmbuild": "rpm",
     "createrepo_c": "createrepo-c",
 }

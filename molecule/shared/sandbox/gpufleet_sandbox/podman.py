@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .settings import LABEL, NETWORK, SandboxError, Settings
+from .settings import LABEL, SandboxError
 from .shell import run
 
 # crun refuses hybrid cgroups; the default limits cannot be set without CAP_SYS_RESOURCE.
@@ -48,24 +48,26 @@ def containers() -> dict[str, dict[str, Any]]:
     return {item["Names"][0]: item for item in found}
 
 
-def ensure_network(settings: Settings) -> None:
-    """Make the fleet's own network; one with another range is replaced, hosts and all."""
-    if NETWORK in podman("network", "ls", "--format", "{{.Name}}").split():
-        described = json.loads(podman("network", "inspect", NETWORK))[0]
-        if described["subnets"][0]["subnet"] == str(settings.subnet):
+def ensure_network(name: str, subnet: str, *options: str) -> None:
+    """Make one of the fleet's own networks; one with another range is replaced, hosts and all."""
+    if name in podman("network", "ls", "--format", "{{.Name}}").split():
+        described = json.loads(podman("network", "inspect", name))[0]
+        if described["subnets"][0]["subnet"] == subnet:
             return
-        podman("network", "rm", "--force", NETWORK)
+        podman("network", "rm", "--force", name)
     try:
-        podman("network", "create", "--subnet", str(settings.subnet), "--label", LABEL, NETWORK)
+        podman("network", "create", *options, "--subnet", subnet, "--label", LABEL, name)
     except SandboxError as error:
         raise SandboxError(f"{error}\nRemedy: name a free range in GPUFLEET_SUBNET, such as 10.214.0.0/24.") from error
 
 
-def create(name: str, image: str, address: str, labels: dict[str, str], options: list[str], command: list[str]) -> None:
-    """Create a container with a fixed address that podman starts again whenever its PID 1 ends."""
+def create(
+    name: str, image: str, networks: dict[str, str], labels: dict[str, str], options: list[str], command: list[str]
+) -> None:
+    """Create a container with fixed addresses (network -> address) that podman starts again whenever its PID 1 ends."""
     marks = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
-    network = ["--network", f"{NETWORK}:ip={address}", "--restart", "always"]
-    podman("create", "--name", name, *marks, *network, *options, image, *command)
+    places = [word for network, address in networks.items() for word in ("--network", f"{network}:ip={address}")]
+    podman("create", "--name", name, *marks, *places, "--restart", "always", *options, image, *command)
 
 
 def remove(*names: str) -> None:

@@ -1,7 +1,7 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Serves a folder over HTTP: ranges, conditional requests, kept-alive connections. Runs in a container of its own.
+"""Serves a folder over HTTP and HTTPS: ranges, conditional requests, kept-alive connections. Runs in a container of its own.
 
 Standard library only; a wheel of 900 MB goes out through sendfile(2).
 """
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import sys
+import threading
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from typing import IO
+from typing import IO, Any
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -81,11 +83,20 @@ class Handler(SimpleHTTPRequestHandler):
         print(self.address_string(), format % arguments, flush=True)
 
 
-def main(folder: str, port: int) -> None:
-    """Serve until the container stops."""
+def main(folder: str, certificate: str) -> None:
+    """Serve over HTTP, and over HTTPS with a certificate of the sandbox's own authority, until the container stops."""
+
+    def handler(*arguments: Any) -> Handler:
+        return Handler(*arguments, directory=folder)
+
     ThreadingHTTPServer.daemon_threads = True
-    ThreadingHTTPServer(("", port), lambda *arguments: Handler(*arguments, directory=folder)).serve_forever()
+    secure = ThreadingHTTPServer(("", 443), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=secure.serve_forever, daemon=True).start()
+    ThreadingHTTPServer(("", 80), handler).serve_forever()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2])

@@ -23,6 +23,9 @@ FLEET = os.environ.get("GPUFLEET_FLEET", "")
 PREFIX = f"gpufleet-{FLEET}-" if FLEET else "gpufleet-"
 NETWORK = f"{PREFIX}net"
 SERVER = f"{PREFIX}index"
+# Hosts behind the proxy have a network of their own, and no route out of it.
+INNER_NETWORK = f"{PREFIX}inner"
+PROXY = f"{PREFIX}proxy"
 LABEL = f"gpufleet.sandbox{'.' if FLEET else ''}{FLEET}"
 
 
@@ -88,9 +91,24 @@ class Settings:
         """Every host that the sandbox knows, by name."""
         return self.fleet["hosts"]
 
+    @property
+    def inner_subnet(self) -> ipaddress.IPv4Network:
+        """The range of the network behind the proxy: one below the fleet's in the second number."""
+        return ipaddress.IPv4Network((int(self.subnet.network_address) - (1 << 16), self.subnet.prefixlen))
+
+    def behind_proxy(self, name: str) -> bool:
+        """Whether a host's only way out is the proxy."""
+        return bool(self.personas[name].get("proxy"))
+
+    @property
+    def proxy_url(self) -> str:
+        """The proxy, as hosts behind it reach it."""
+        return f"http://{self.inner_subnet[2]}:3128"
+
     def address(self, name: str) -> str:
         """The fixed address of a host."""
-        return str(self.subnet[11 + list(self.personas).index(name)])
+        subnet = self.inner_subnet if self.behind_proxy(name) else self.subnet
+        return str(subnet[11 + list(self.personas).index(name)])
 
     def select(self, names: list[str] | None, group: str | None = None) -> list[str]:
         """The hosts that were asked for by name or group, or the default ones, in the order of personas.yml."""

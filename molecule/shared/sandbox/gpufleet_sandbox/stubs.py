@@ -340,6 +340,8 @@ def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, An
             package.scripts |= _service(layout)
         elif kind == "dkms":
             package.programs["/usr/sbin/dkms"] = DKMS.encode()
+        elif kind == "nvidia_modprobe":
+            package.programs["/usr/bin/nvidia-modprobe"] = DKMS.replace(" dkms ", " nvidia-modprobe ").encode()
         elif kind in ("kernel", "kernel_headers"):
             release = f"{words['k']}.x86_64" if layout is EL else words["k"]
             package.scripts |= _kernel(layout, kind.removeprefix("kernel_"), release)

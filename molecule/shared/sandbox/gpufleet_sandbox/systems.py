@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import tls
 from .images import play_script
 from .native import compile_library
 from .settings import Settings
 
+AUTHORITY = "etc/gpufleet-sandbox/ca.pem"
 PRELOADED = "/usr/lib/gpufleet-sandbox/libuname.so"
 PLAYED = {
     "deb": ("lsinitramfs", "update-grub", "grub-set-default", "mokutil"),
@@ -70,6 +72,19 @@ def nvidia_folder(persona: dict[str, Any]) -> str:
     return persona.get("nvidia", persona["image"])
 
 
+def proxy_variables(settings: Settings, name: str) -> dict[str, Any]:
+    """Inventory variables of a host behind the proxy: by name, over HTTPS, with an authority that only the variables tell of."""
+    if not settings.behind_proxy(name):
+        return {}
+    url, base = settings.proxy_url, f"https://{tls.NAME}"
+    return {
+        "gpufleet_proxy": {"http": url, "https": url, "ca_file": f"/{AUTHORITY}"},
+        "nvidia_driver_repository_url": f"{base}/nvidia/{nvidia_folder(settings.personas[name])}/x86_64/",
+        "torch_env_index_base_url": f"{base}/stand-in",
+        "torch_env_package_index_url": f"{base}/packages",
+    }
+
+
 def files(settings: Settings, persona: dict[str, Any]) -> dict[str, tuple[bytes, int]]:
     """Files to lay over the image, beside those that every host gets: path -> (content, mode)."""
     found: dict[str, tuple[bytes, int]] = {}
@@ -78,6 +93,9 @@ def files(settings: Settings, persona: dict[str, Any]) -> dict[str, tuple[bytes,
         library = compile_library("uname.c", "libuname.so", "", 0)
         found[PRELOADED.lstrip("/")] = (library, 0o755)
         found["etc/ld.so.preload"] = (f"{PRELOADED}\n".encode(), 0o644)
+    if persona.get("proxy"):
+        tls.certificate(settings)
+        found[AUTHORITY] = (tls.authority(settings).read_bytes(), 0o644)
     system = of(settings, persona)
     if not system:
         return found

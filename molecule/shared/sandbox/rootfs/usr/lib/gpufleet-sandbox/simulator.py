@@ -25,6 +25,7 @@ import lzma
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -82,6 +83,9 @@ STARTED_BY_UDEV = "/usr/lib/systemd/system/multi-user.target.wants/nvidia-persis
 EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 EFI_SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 EFI_X509 = "a5c059a1-94e4-4aa7-87b5-ab155c2bf072"
+NVIDIA_MAJOR = 195
+# For tests: while this file is there, loading modules makes no device nodes, as where udev's rule is missing.
+MISSING_NODES = STATE / "SIMULATE_MISSING_NODES"
 UBUNTU_SIGNER = "Canonical Ltd. Kernel Module Signing (SIMULATED)"
 
 
@@ -347,7 +351,13 @@ def install_packages(names: list[str]) -> None:
         command = [["dnf", "--assumeyes", "--quiet", "install", *names]]
     else:
         command = [["apt-get", "-qq", "update"], ["apt-get", "-qq", "--yes", "install", *names]]
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    proxy = host().get("proxy", "")
+    quiet = {
+        **os.environ,
+        "http_proxy": proxy,
+        "DEBIAN_FRONTEND": "noninteractive",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    }
     for words in command:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=quiet, check=False)
         if done.returncode != 0:
@@ -383,6 +393,9 @@ def prepare() -> None:
         settings = "GRUB_DEFAULT=saved\nGRUB_ENABLE_BLSCFG=true" if enterprise_linux() else "GRUB_DEFAULT=0"
         write_tree(Path("/etc/default"), {"grub": settings})
         Path("/boot/grub2" if enterprise_linux() else "/boot/grub").mkdir(parents=True, exist_ok=True)
+    if described.get("sudo_rs"):
+        Path("/usr/bin/sudo").unlink()
+        Path("/usr/bin/sudo").symlink_to("../lib/cargo/bin/sudo")
     if described.get("packages"):
         install_packages(described["packages"])
     if described.get("wsl"):
@@ -622,6 +635,8 @@ def load_module(name: str) -> None:
         take_gpus(info)
     for need in NEEDS.get(name, ()):
         load_module(need)
+    if name in ("nvidia", "nvidia_uvm") and not MISSING_NODES.exists():
+        make_nodes(name)
     entry = {"refcnt": "0", "initstate": "live", "taint": "OE" if info["license"] != "GPL" else ""}
     if "version" in info:
         entry["version"] = info["version"]
@@ -636,6 +651,31 @@ def load_module(name: str) -> None:
                 bind(address, "nouveau")
         if any(bound_to(address) == "nouveau" for address in present_gpus()) and host()["nouveau"].get("in_use"):
             write_tree(SYS_MODULE / name, {"refcnt": "4"})
+
+
+def nodes(module: str) -> list[Path]:
+    """Device nodes that belong to a module."""
+    if module == "nvidia":
+        return [*(Path(f"/dev/nvidia{minor}") for minor in range(len(host()["gpus"]))), Path("/dev/nvidiactl")]
+    return [Path("/dev/nvidia-uvm"), Path("/dev/nvidia-uvm-tools")] if module == "nvidia_uvm" else []
+
+
+def make_nodes(module: str) -> None:
+    """Make them, as udev's rule or nvidia-modprobe would. Nothing answers behind them: the kernel knows no such driver."""
+    for number, path in enumerate(nodes(module)):
+        if not path.exists():
+            os.mknod(
+                path, stat.S_IFCHR | 0o666, os.makedev(NVIDIA_MAJOR, number if module == "nvidia" else 250 + number)
+            )
+            path.chmod(0o666)
+
+
+def nvidia_modprobe(arguments: list[str]) -> None:
+    """nvidia-modprobe [-u|--unified-memory] [-c|--create-nvidia-device-file=N] [-m]: load modules and make their nodes."""
+    wanted = ["nvidia", *(["nvidia_uvm"] if {"-u", "--unified-memory"} & set(arguments) else [])]
+    for name in wanted:
+        load_module(name)
+        make_nodes(name)
 
 
 def take_gpus(info: dict[str, str]) -> None:
@@ -674,6 +714,8 @@ def unload_module(name: str) -> None:
         raise Refused(f"rmmod: ERROR: Module {name} is in use.")
     if name in ("nvidia", "nouveau"):
         unbind(name)
+    for path in nodes(name):
+        path.unlink(missing_ok=True)
     if name == "nvidia":
         shutil.rmtree(PROC_DRIVER / "nvidia", ignore_errors=True)
     shutil.rmtree(SYS_MODULE / name)
@@ -1156,6 +1198,10 @@ def load_at_boot() -> None:
 def boot() -> None:
     """Everything that has to be there before systemd starts."""
     STATE.mkdir(parents=True, exist_ok=True)
+    if host().get("proxy"):
+        # The proxy is the only way: neither a route nor a name server leads out of the host's own network.
+        subprocess.run(["ip", "route", "del", "default"], check=False, capture_output=True)
+        Path("/etc/resolv.conf").write_text("")
     booted = (STATE / "prepared").exists()
     if not booted:
         prepare()
@@ -1218,6 +1264,7 @@ def main(command: str, arguments: list[str]) -> None:
             "update-grub": update_grub,
             "kernel": kernel,
             "mokutil": mokutil,
+            "nvidia-modprobe": nvidia_modprobe,
             "secure-boot": secure_boot,
             "dkms": dkms,
             "gpu": gpu,
