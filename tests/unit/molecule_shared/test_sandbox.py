@@ -338,3 +338,48 @@ def test_the_inventory_gives_tiny_wheels_where_the_real_ones_are_not_there(tmp_p
     assert (real.count("/stand-in"), real.count("/real")) == (1, 1)
     assert "{{" not in real
     assert "ansible_become_password" in real
+
+
+def test_a_group_has_a_host_for_each_system_and_source():
+    names = Settings().select(None, "drivers")
+    assert {"drv-debian12-distro", "drv-ubuntu2604-nvidia", "drv-alma10-nvidia"} <= set(names)
+    assert not set(names) & set(Settings().select(None))
+    with pytest.raises(SandboxError, match="no host is in a group 'nothing'"):
+        Settings().select(None, "nothing")
+
+
+def test_no_two_hosts_share_an_address_and_the_proxied_ones_are_apart():
+    settings = Settings()
+    addresses = [settings.address(name) for name in settings.personas]
+    assert len(set(addresses)) == len(addresses)
+    assert settings.address("drv-proxy").rpartition(".")[0] != settings.address("ws-mixed").rpartition(".")[0]
+
+
+def test_keys_wait_until_somebody_enrolls_them(tmp_path, monkeypatch):
+    player = simulator()
+    monkeypatch.setattr(player, "FIRMWARE", tmp_path)
+    assert not player.secure_boot_on()
+    player.secure_boot(["on"])
+    assert player.secure_boot_on()
+    player.set_certificates("MokNew", [b"one", b"another"])
+    assert player.certificates("MokListRT") == []
+    player.secure_boot(["enroll"])
+    assert player.certificates("MokListRT") == [b"one", b"another"]
+    with pytest.raises(player.Refused, match="no key waits"):
+        player.secure_boot(["enroll"])
+
+
+def test_a_build_fails_where_the_version_is_known_to_fail_or_a_test_wants_it(tmp_path, monkeypatch):
+    player = simulator()
+    monkeypatch.setattr(player, "module_folder", lambda kernel: tmp_path / "lib" / kernel)
+    source = tmp_path / "src/nvidia-595.71.05"
+    source.mkdir(parents=True)
+    (source / "dkms.conf").write_text('SANDBOX_FAILS_ON="6.12.107*"\n')
+    (tmp_path / "lib/6.1").mkdir(parents=True)
+    build = player.Build("nvidia", "595.71.05", tmp_path / "src", tmp_path / "dkms")
+    assert build.fails("6.12.107+deb13-amd64")
+    assert not build.fails("6.1")
+    (tmp_path / "lib/6.1/SIMULATE_DKMS_FAILURE").write_text("580.*\n")
+    assert not build.fails("6.1")
+    (tmp_path / "lib/6.1/SIMULATE_DKMS_FAILURE").write_text("580.* 595.*\n")
+    assert build.fails("6.1")
