@@ -134,7 +134,7 @@ class Apt:
         """Wait until nobody else changes packages; then say who does."""
         end = self._clock() + limit
         while True:
-            held = health.locks(Host(root=self._root), [])
+            held = health.package_locks(Host(root=self._root), [])
             if not held:
                 return
             if self._clock() >= end:

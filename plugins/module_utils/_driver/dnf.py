@@ -43,7 +43,6 @@ PLAN_NAME = "dnf-transaction.json"
 """In the folder of a downloaded transaction: exactly what install() carries out."""
 
 _EPEL = "epel-release"
-_OWN_LOCK = "/run/gpufleet-driver.lock"  # held by the call that this is a part of
 _CACHE = "/var/cache/dnf"
 _HISTORY = "/var/lib/dnf/history.sqlite"
 _LOCK_CONFIGURATION = "/etc/dnf/plugins/versionlock.conf"
@@ -76,7 +75,7 @@ class Dnf:
         """Wait until nobody else changes packages, at most so many seconds; then say who does."""
         end = time.monotonic() + limit
         while True:
-            locks = [lock for lock in health.locks(Host(root=self._root), []) if lock["path"] != _OWN_LOCK]
+            locks = health.package_locks(Host(root=self._root), [])
             if not locks:
                 return
             if time.monotonic() >= end:

@@ -81,7 +81,16 @@ def clock_synchronized(host: Host) -> bool | None:
 
 
 def locks(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return the package manager locks that are held, with their holders; never waits and never takes one."""
+    """Return the locks that keep packages from being changed, with their holders: the package managers' and our own."""
+    found = package_locks(host, unknown)
+    own = _flock_holder(host, _OWN_LOCK)
+    if own is not None:
+        found.append({"path": _OWN_LOCK, "holder": _holder(host, own)})
+    return found
+
+
+def package_locks(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return the package managers' locks that are held, with their holders; never waits and never takes one."""
     found = []
     for path in _LOCKED_FILES:
         try:
@@ -98,9 +107,6 @@ def locks(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
         text = (host.text(path, KIB) or "").strip()
         if text.isdecimal() and host.exists(f"/proc/{text}"):
             found.append({"path": path, "holder": _holder(host, int(text))})
-    own = _flock_holder(host, _OWN_LOCK)
-    if own is not None:
-        found.append({"path": _OWN_LOCK, "holder": _holder(host, own)})
     return found
 
 

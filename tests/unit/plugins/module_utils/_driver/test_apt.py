@@ -235,7 +235,7 @@ def test_a_proxy_that_apt_would_misread_is_refused(run, tmp_path):
 
 def test_who_holds_the_lock_is_named_after_a_bounded_wait(run, tmp_path, monkeypatch):
     locks = [[{"path": "/var/lib/dpkg/lock-frontend", "holder": "unattended-upgr (process 7)"}]] * 3
-    monkeypatch.setattr(apt.health, "locks", lambda _host, _unknown: locks.pop() if locks else [])
+    monkeypatch.setattr(apt.health, "package_locks", lambda _host, _unknown: locks.pop() if locks else [])
     now = [0.0]
     manager = Apt(run, root=str(tmp_path), sleep=lambda s: now.__setitem__(0, now[0] + s), clock=lambda: now[0])
     manager.wait(10)
