@@ -36,8 +36,8 @@ def lacking() -> str:
 class Archive:
     """The host, with the commands that tests need."""
 
-    def __init__(self, container: str, configuration: Path) -> None:
-        self.container, self.configuration = container, configuration
+    def __init__(self, container: str, configuration: Path, inventory: Path) -> None:
+        self.container, self.configuration, self.inventory = container, configuration, inventory
         self.kernel = ""
 
     def podman(self, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,6 +66,21 @@ class Archive:
         """Run a program that has the collection's modules, `values` by name, and prints JSON on its last line."""
         head = f"import json, sys\nsys.path.insert(0, {UNDER_TEST!r})\nvalues = json.loads({json.dumps(values)!r})\n"
         return json.loads(self.run("python3 -B -", (head + program).encode()).splitlines()[-1])
+
+    def play(self, *options: str) -> tuple[int, str]:
+        """Provision the host as a user would; return the exit status and what was said, without line breaks."""
+        command = [
+            str(CHECKOUT / ".venv/bin/ansible-playbook"),
+            "-i",
+            str(self.inventory),
+            str(CHECKOUT / "provision-gpu.yml"),
+            *options,
+        ]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, check=False
+        )
+        return done.returncode, " ".join(f"{done.stdout} {done.stderr}".split()).replace("''", "'")
 
     def audit(self) -> str:
         """What dpkg finds unfinished."""
@@ -101,7 +116,7 @@ def archive() -> Iterator[Archive]:
     try:
         fleet.start_hosts(settings, [NAME], {"debian13": image.tag}, fresh=True)
         settings.inventory.write_text(hosts.inventory(settings, [NAME], real=False))
-        host = Archive(container_name(NAME), podman.configuration())
+        host = Archive(container_name(NAME), podman.configuration(), settings.inventory)
         prepare(host)
         yield host
     finally:

@@ -6,6 +6,7 @@ compiler builds real sources.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
+DRIVER = "nvidia-open-kernel-dkms"
 HEAD = """
 from pathlib import Path
 from ansible_collections.gpufleet.workstation.plugins.module_utils._driver import commands, initramfs, kernel_modules, secure_boot
@@ -44,6 +46,12 @@ print(json.dumps({"message": kernel_modules.explain(failures), "lacking": lackin
 """
 )
 
+PROVEN = (
+    HEAD
+    + """
+print(json.dumps(kernel_modules.lacking(Host(), [values["kernel"]], values["version"], "open")))
+"""
+)
 STAGE = (
     HEAD
     + """
@@ -94,7 +102,7 @@ def host() -> Iterator[debian13_host.Archive]:
 
 
 def test_debians_own_driver_ends_in_a_proven_module_or_an_honest_refusal(host):
-    name = "nvidia-open-kernel-dkms"
+    name = DRIVER
     host.run(f"mkdir -p /root/fetched && cd /root/fetched && apt-get -qq download {name}")
     path = host.run("ls /root/fetched/*.deb").strip()
     version = host.run(f"dpkg-deb --field {path} Version").strip()
@@ -119,6 +127,28 @@ def test_debians_own_driver_ends_in_a_proven_module_or_an_honest_refusal(host):
         assert (built["message"], built["lacking"]) == ("", {})
         assert host.audit() == ""
         host.run(f"apt-get -qq --yes purge {name}")
+
+
+def test_the_role_repairs_a_users_attempt_and_ends_as_honestly(host):
+    version = host.run(f"apt-cache policy {DRIVER}").partition("Candidate: ")[2].split()[0]
+    # What somebody did by hand before us. Where it does not compile, apt is of no use any more.
+    host.run(f"apt-get -qq --yes --no-install-recommends install {DRIVER} > /root/by-hand.log 2>&1 || true")
+    status, said = host.play("--tags", "driver")
+
+    assert host.audit() == ""
+    host.run("apt-get check")
+    if host.modules():
+        assert host.python(PROVEN, kernel=host.kernel, version=version.partition("-")[0]) == {}
+    else:
+        assert status != 0
+        found = re.search(r"The compiler says: (\S+):(\d+): (error: .+?)\. The whole log is (\S+\.log)\.", said)
+        assert found, said[-3000:]
+        print("\n" + said[max(0, found.start() - 400) : found.end() + 400])
+        assert f"/{found[1]}:{found[2]}:" in host.run(f'grep --fixed-strings "{found[3]}" {found[4]}')
+        for part in (host.kernel, version.partition("-")[0], "Ways out"):
+            assert part in said
+        # What the repair kept of the attempt counts as what serves; without that, nothing is left of ours.
+        assert "was not touched" in said or "were removed again" in said
 
 
 def test_sources_that_compile_are_tried_without_a_trace_then_built_signed_and_proven(host, stand_in):
