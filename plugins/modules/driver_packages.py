@@ -280,6 +280,8 @@ def main() -> None:
             getattr(flow, given["state"])()
     except DriverError as error:
         module.fail_json(msg=str(error), **_returned(result))
+    except OSError as error:
+        module.fail_json(msg=f"The host cannot be worked on: {error}. Mend that, then run again.", **_returned(result))
     for text in result.warnings:
         module.warn(text)
     module.exit_json(**_returned(result))

@@ -497,7 +497,7 @@ class Flow:
                     self.manager.install(self.request.transaction, self._folder)
             with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
                 self._prove_modules(step)
-        except DriverError as error:
+        except (DriverError, OSError) as error:
             self._restore(error, target, before, changes, configuration, journal)
 
     def _prove_modules(self, step: Step) -> None:
@@ -601,7 +601,7 @@ class Flow:
 
     def _restore(
         self,
-        error: DriverError,
+        error: DriverError | OSError,
         target: Generation | None,
         before: t.Sequence[Package],
         changes: t.Sequence[Change],
@@ -609,6 +609,8 @@ class Flow:
         journal: Journal,
     ) -> t.NoReturn:
         """Put back what was there, prove it, and say all of it."""
+        if not isinstance(error, DriverError):  # a full disk, above all
+            error = DriverError(f"The change failed: {error}.")
         built = re.findall(r"build on kernel: (\S+)", str(error.facts.get("output") or ""))
         kernels = list(dict.fromkeys([*(error.facts.get("kernels") or ()), *built]))
         with self._step("restore", "put back what was there") as step:
@@ -763,7 +765,7 @@ class Flow:
             if target.packages:
                 with self._step("driver.modules", "prove a module for every kernel that can boot next") as step:
                     self._prove_modules(step)
-        except DriverError as error:
+        except (DriverError, OSError) as error:
             self._restore(error, present, before, (), configuration, journal)
         self._freeze()
         todo = generations.restore_default_kernel(self._host, self._run, target.default_kernel)

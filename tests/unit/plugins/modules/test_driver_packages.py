@@ -33,7 +33,7 @@ PLAN = {
 class FakeFlow:
     """A flow that does or raises what the test wants."""
 
-    error: DriverError | None = None
+    error: Exception | None = None
     called: list[tuple[Any, ...]] = []  # noqa: RUF012  # one list for the test that reads it
 
     def __init__(self, manager, request, actions, options, run, host, result: Result) -> None:
@@ -108,6 +108,13 @@ def test_every_key_of_the_documentation_is_returned_also_by_a_failure(call, monk
     assert failed["msg"] == "It failed. Do this."
     assert failed["restored"] is True
     assert failed["changed"] is True
+
+
+def test_what_the_system_refuses_is_said_without_a_traceback(call, monkeypatch):
+    monkeypatch.setattr(FakeFlow, "error", OSError(30, "Read-only file system", "/run/x"))
+    failed = call(state="staged", plan=PLAN)
+    assert "Read-only file system" in failed["msg"]
+    assert failed["done"]
 
 
 def test_check_mode_says_what_would_be_done_and_does_nothing(call):

@@ -625,6 +625,15 @@ def test_another_branch_than_planned_is_never_called_done(manager, flow, monkeyp
     assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
 
 
+def test_a_full_disk_in_the_window_is_put_back_too(manager, flow):
+    one = upgrade(manager, flow)
+    manager.fail["install"] = OSError(28, "No space left on device")
+    with pytest.raises(DriverError, match=r"No space left on device.*installed again"):
+        one.installed()
+    assert one.result.restored is True
+    assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
+
+
 def test_what_could_not_be_put_back_is_said_and_no_branch_stays_open(manager, flow, modules):
     one = upgrade(manager, flow)
     modules.bad[(K2, "595.71.05")] = 1
