@@ -27,6 +27,9 @@ INVENTORY = STATE / "inventory.yml"
 SANDBOX = CHECKOUT / "molecule/shared/sandbox"
 PERSONAS: dict[str, dict[str, Any]] = yaml.safe_load((SANDBOX / "personas.yml").read_text(encoding="utf-8"))["hosts"]
 CONTAINERS = Path("/run/gpufleet-sandbox/containers.conf")
+KEPT = CHECKOUT / f".state/test/runs-{NAME}"
+"""What each run of a playbook printed, for people who wonder why a case failed."""
+VERDICT = "Fail every host that is not train-ready"
 ACROSS_HOSTS = 4
 
 
@@ -179,6 +182,8 @@ class Played:
     stats: dict[str, int] = dataclasses.field(default_factory=dict)
     tasks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     executions: int = 0
+    outcome: str = ""
+    """The report's word for the host; nothing where the playbook has no report."""
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -218,8 +223,11 @@ class Played:
 
     @property
     def ready(self) -> bool:
-        """Whether the run ended well for the host."""
-        return not self.stats.get("failures") and not self.stats.get("unreachable")
+        """Whether the run ended well for the host. That nothing was proven is right: there is no environment here."""
+        if self.stats.get("unreachable") or self.outcome not in ("ready", "not_proven", "planned", ""):
+            return False
+        failed = {task["task"] for task in self.tasks if task["status"] == "failed" and not task["ignored"]}
+        return failed <= ({VERDICT} if self.outcome == "not_proven" else set())
 
 
 @dataclasses.dataclass
@@ -279,12 +287,17 @@ def play(playbook: str, hosts: Sequence[str], *options: str, limit: float = 1500
         found = {name: Played(name) for name in hosts}
         lines = Path(log).read_text(encoding="utf-8").splitlines() if Path(log).exists() else []
         sessions = Path(ssh_log).read_text(encoding="utf-8").splitlines() if Path(ssh_log).exists() else []
+    KEPT.mkdir(parents=True, exist_ok=True)
+    number = len(list(KEPT.iterdir())) + 1
+    (KEPT / f"{number:03}-{playbook}.log").write_text(done.stdout, encoding="utf-8")
     for line in map(json.loads, lines):
         if "stats" in line:
             for name, stats in line["stats"].items():
                 found.setdefault(name, Played(name)).stats = stats
         else:
             found.setdefault(line["host"], Played(line["host"])).tasks.append(line)
+            for name, row in (line["result"].get("hosts") or {}).items():
+                found.setdefault(name, Played(name)).outcome = row["outcome"]
     for name, address in addresses().items():
         if name in found:
             found[name].executions = sum(f" {address} " in f" {session} " for session in sessions)

@@ -31,9 +31,14 @@ class CallbackModule(CallbackBase):
         with open(os.environ["GPUFLEET_TASK_LOG"], "a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
-    def _result(self, result: Any, status: str) -> None:
+    def _result(self, result: Any, status: str, ignored: bool = False) -> None:
         values = {key: result.result[key] for key in KEPT if key in result.result}
-        task = {"host": result.host.get_name(), "task": result.task.get_name(), "action": result.task.action}
+        task = {
+            "host": result.host.get_name(),
+            "task": result.task.get_name(),
+            "action": result.task.action,
+            "ignored": ignored,
+        }
         self._write({**task, "status": status, "result": values})
 
     def v2_runner_on_ok(self, result: Any) -> None:
@@ -42,7 +47,7 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """A task that failed, rescued or not."""
-        self._result(result, "failed")
+        self._result(result, "failed", bool(ignore_errors))
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """A host that was lost."""
