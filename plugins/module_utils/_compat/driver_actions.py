@@ -651,12 +651,13 @@ def _remove_driver(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
         if (package.present and (package.is_driver or package.is_pin)) and package.source != "unknown"
     ]
     paths = [path for path in DRIVER_PATHS if host.file(path) is not None]
-    if host.installed and host.installed.source == "runfile":
-        notes.refuse(
-            "foreign_packages",
-            f"driver {host.installed.version} was installed from a .run file, not from packages",
-            "Remove it on the host with nvidia-uninstall.",
-        )
+    if not packages and not paths:
+        return []
+    if not paths and not host.journal:
+        # Also what a removal has put back: a second one must not take it away.
+        version = host.installed.version if host.installed else packages[0]
+        notes.say(f"Driver {version} was not installed by this collection: it stays.")
+        return []
     if packages and (host.distribution is None or not host.distribution.installs):
         notes.refuse(
             "distribution",
@@ -671,8 +672,6 @@ def _remove_driver(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
             f"{_few(held)} {'are' if len(held) > 1 else 'is'} held or locked by somebody else",
             _release(host, held),
         )
-    if not packages and not paths:
-        return []
     users = host.processes("compute")
     if users and packages and not wanted.driver.drains:
         notes.wait("driver removal", f"the GPU is busy: {listed(users)}", "Stop what runs, then run again.")

@@ -531,6 +531,12 @@ def test_ubuntus_archive_gets_its_component_for_drivers_in_all_suites(full: Make
     assert "Suites: noble noble-updates\nComponents: restricted\n" in described["content"]
 
 
+def test_a_driver_that_was_there_before_us_outlives_every_removal(full: Make, driven: Make) -> None:
+    plan = resolve(full(RTX_3090, **driven("580.105.08")), {"driver": {"state": "absent"}, "steps": ["driver"]})
+    assert (plan["actions"], plan["feasible"]) == ([], True)
+    assert any("was not installed by this collection" in reason for reason in plan["reasons"])
+
+
 def test_a_removal_does_not_release_what_the_user_holds(full: Make, carry_out: Make) -> None:
     observation = full(RTX_3090)
     seen = carry_out(observation, resolve(observation, {"steps": ["driver"]}))
