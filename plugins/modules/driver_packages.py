@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: driver_packages
 short_description: Stage, install, keep, take back or remove the packages of an NVIDIA driver
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Carries out the driver part of a plan of M(gpufleet.workstation.plan), with apt or dnf. It decides nothing about versions.
   - Every transaction is simulated first. One that would remove a desktop, a display manager or a kernel, mix packages of two sources,
