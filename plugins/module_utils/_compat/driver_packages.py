@@ -198,7 +198,14 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
         replaced = name in foreign or _of_branch(name, host) or (successor is None and package.compiles)
         if successor != name and replaced:
             remove.append(name)
-    return list(dict.fromkeys(install)), remove
+    remove += [package.name for package in host.packages if package.present and _outlived(package.name, driver, host)]
+    return list(dict.fromkeys(install)), list(dict.fromkeys(remove))
+
+
+def _outlived(name: str, driver: Driver, host: Host) -> bool:
+    """Whether a package holds compiled modules of the branch that goes. They have the kernel's version, and nothing removes them."""
+    own = host.installed.branch if host.installed else None
+    return name.startswith("linux-modules-nvidia-") and own != driver.branch and _of_branch(name, host)
 
 
 def _of_branch(name: str, host: Host) -> bool:

@@ -43,7 +43,10 @@ KERNEL_METAPACKAGES = (
     # Enterprise Linux
     r"kernel",
 )
-_KERNEL_PACKAGE = re.compile(r"(?:linux-(?:image|headers|modules|modules-extra|objects)|kernel)(?:-|$)")
+# Of linux-modules-nvidia-580-<release> only the name is a kernel's: it is a part of the driver.
+_KERNEL_PACKAGE = re.compile(
+    r"(?!linux-\w+-nvidia-)(?:linux-(?:image|headers|modules|modules-extra|objects)|kernel)(?:-|$)"
+)
 _EL_KERNEL = re.compile(r"kernel(?:-(?:core|modules|modules-core|modules-extra|uki-virt|devel))?$")
 
 # Those packages whose version is the driver's own. Others of the same family (settings, persistence daemon, keyrings, what Debian

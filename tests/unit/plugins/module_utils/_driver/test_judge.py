@@ -205,6 +205,12 @@ def test_a_set_that_is_named_after_not_compiling_compiles_nothing():
     assert refusals([Change("nvidia-headless-no-dkms-580-open", None, "580.95.05-0ubuntu1", "distro")], request) == []
 
 
+def test_compiled_modules_of_the_driver_are_no_kernel():
+    gone = "linux-modules-nvidia-580-open-6.8.0-90-generic"
+    request = dataclasses.replace(REQUEST, source="distro", module_build="prebuilt", kernels=("6.8.0-90-generic",))
+    assert refusals([Change(gone, "6.8.0-90.91", None, "distro")], request) == []
+
+
 def test_all_that_is_wrong_is_said():
     changes = [*gone("gdm3", "linux-image-amd64"), Change("libcuda1", "595.71.05-1", "615.71.09-2", "distro")]
     assert len(refusals(changes)) == 4
