@@ -8,4 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import harness  # noqa: F401
+import pytest
+
+pytest.register_assert_rewrite("checks")
+import harness  # noqa: E402, F401

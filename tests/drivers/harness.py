@@ -87,6 +87,13 @@ class Host:
         return self.persona.get("variables", {}).get("nvidia_driver_source", "nvidia") == "nvidia"
 
     @property
+    def branch(self) -> str:
+        """The branch that it gets when nobody names one: not every source has 580."""
+        return {"drv-debian12-distro": "535", "drv-debian13-distro": "550", "drv-ubuntu2604-nvidia": "595"}.get(
+            self.name, "580"
+        )
+
+    @property
     def models(self) -> set[str]:
         return {gpu["model"] for gpu in self.persona["gpus"]}
 

@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.skipif(bool(harness.lacking()), reason=harness.lacking
 
 HOSTS = harness.driver_hosts()
 BUDGET = 3  # remote executions of a run that has nothing to do
-# What the distributions themselves ship, as far as it differs from NVIDIA's repository.
-DISTRIBUTION_BRANCH = {"drv-debian12-distro": "535", "drv-debian13-distro": "550"}
 STEPS = {
     "driver.load",
     "driver.reboot",
@@ -205,14 +203,9 @@ def matrix() -> Iterator[Matrix]:
     harness.on_all(HOSTS, Host.restore_network)
 
 
-def branch_of(host: Host) -> str:
-    """The branch that the host gets when nobody names one."""
-    return DISTRIBUTION_BRANCH.get(host.name, "580")
-
-
 def goes_to_595(host: Host) -> bool:
     """Whether there is a 595 for this host's GPUs in its source."""
-    return host.nvidia and not host.before_turing
+    return host.nvidia and not host.before_turing and host.branch != "595"
 
 
 def refused(run: Run, name: str, *words: str) -> None:
@@ -257,7 +250,7 @@ def test_fresh_host_gets_the_driver(matrix: Matrix, name: str) -> None:
     host = matrix.hosts[name]
     run, after = matrix.fresh[3:]
     assert run[name].ready, run[name].message
-    checks.serves(host, after[name], branch_of(host), host.flavor)
+    checks.serves(host, after[name], host.branch, host.flavor)
 
 
 @each_host
@@ -307,7 +300,7 @@ def test_broken_host_is_predicted_and_mended(matrix: Matrix, name: str) -> None:
     assert predicted[name].planned, "harm was not noticed"
     as_predicted(predicted, run, name)
     assert run[name].ready, run[name].message
-    checks.serves(host, after[name], branch_of(host), host.flavor)
+    checks.serves(host, after[name], host.branch, host.flavor)
 
 
 @each_host
@@ -316,7 +309,7 @@ def test_kept_when_everything_else_is_upgraded(matrix: Matrix, name: str) -> Non
     before, said, after = matrix.everything
     assert isinstance(said[name], str), said[name]
     assert checks.driver(after[name]) == checks.driver(before[name]), said[name]
-    checks.serves(host, after[name], branch_of(host), host.flavor)
+    checks.serves(host, after[name], host.branch, host.flavor)
     if not host.rpm and host.nvidia:
         # Without our pin and holds the same command takes what is newest.
         loose = "apt-get -s --ignore-hold -o Dir::Etc::PreferencesParts=/var/empty -o Dir::Etc::Preferences=/var/empty/none full-upgrade"
@@ -345,7 +338,7 @@ def test_rollback_without_network(matrix: Matrix, name: str) -> None:
     before, run, after = matrix.rolled_back
     assert run[name].ready, run[name].message
     assert checks.driver(after[name]) == checks.driver(before[name])
-    checks.serves(host, after[name], branch_of(host), host.flavor)
+    checks.serves(host, after[name], host.branch, host.flavor)
 
 
 @each_host
@@ -356,11 +349,11 @@ def test_flavor_is_switched_where_the_gpu_allows(matrix: Matrix, name: str) -> N
         refused(to_open, name, "open")
     if host.blackwell:
         refused(run, name, "open")
-        checks.serves(host, after[name], branch_of(host), "open")
+        checks.serves(host, after[name], host.branch, "open")
     else:
         assert run[name].ready or run[name].refusals, run[name].message
         flavor = host.flavor if run[name].refusals else "proprietary"
-        checks.serves(host, after[name], branch_of(host), flavor)
+        checks.serves(host, after[name], host.branch, flavor)
 
 
 @each_host
