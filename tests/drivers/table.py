@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-import xml.eElementTree.ElementTree as ElementTree
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,7 +30,7 @@ def main(paths: list[str]) -> int:
     rows: dict[str, dict[str, str]] = {}
     phases: list[str] = []
     for path in filter(Path.exists, map(Path, paths)):
-        for case in ElementTree.parse(path).getroot().iter("testcase"):
+        for case in ElementTree.parse(path).getroot().iter("testcase"):  # noqa: S314  # written by pytest
             found = CASE.match(case.get("name", ""))
             if found:
                 phase, host = found.groups()
