@@ -149,3 +149,25 @@ def digest(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         total.update(f"{len(data)}:".encode() + data)
     return total.hexdigest()[:12]
+
+
+def check_inotify(new_hosts: int) -> None:
+    """Refuse to start more hosts than the kernel has inotify instances for: systemd and udev would not come up, without a word.
+
+    A host with systemd holds about six. The limit is one for all of root's processes, those in containers too.
+    """
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    used = sum(1 for name in glob.iglob("/proc/[0-9]*/fd/*") if _is_inotify(name))
+    needed = used + 6 * new_hosts
+    if needed > int(limit.read_text()):
+        raise SandboxError(
+            f"{new_hosts} more hosts need {needed} inotify instances, and {limit} allows {limit.read_text().strip()}. Remedy: end other fleets, or"
+            f" sysctl fs.inotify.max_user_instances={max(1024, needed)}."
+        )
+
+
+def _is_inotify(descriptor: str) -> bool:
+    try:
+        return os.readlink(descriptor) == "anon_inode:inotify"
+    except OSError:
+        return False
