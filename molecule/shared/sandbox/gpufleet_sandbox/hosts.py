@@ -133,7 +133,9 @@ def inventory(settings: Settings, names: list[str], real: bool) -> str:
             **systems.proxy_variables(settings, name),
             **persona.get("variables", {}),
         }
-        if variables.get("nvidia_driver_source") == "distro":  # with this source the address would be that of the archive's mirror
+        if (
+            variables.get("nvidia_driver_source") == "distro"
+        ):  # with this source the address would be that of the archive's mirror
             del variables["nvidia_driver_repository_url"]
         if persona.get("sudo") == "password":
             variables["ansible_become_password"] = become_password(settings)

@@ -161,8 +161,8 @@ def check_inotify(new_hosts: int) -> None:
     needed = used + 6 * new_hosts
     if needed > int(limit.read_text()):
         raise SandboxError(
-            f"{new_hosts} more hosts need {needed} inotify instances, and {limit} allows {limit.read_text().strip()}. Remedy: end other fleets, or"
-            f" sysctl fs.inotify.max_user_instances={max(1024, needed)}."
+            f"{new_hosts} more hosts need {needed} inotify instances, and {limit} allows {limit.read_text().strip()}."
+            f" Remedy: end other fleets, or sysctl fs.inotify.max_user_instances={max(1024, needed)}."
         )
 
 
