@@ -41,7 +41,9 @@ def test_module_that_does_not_build_is_found_before_anything_is_replaced(play, h
 
 
 def test_busy_host_is_staged_and_a_second_run_changes_nothing(play, host):
-    host.check_output("systemd-run --unit=gpufleet-busy sh -c 'exec 3</dev/nvidia0; exec sleep 3600'")
+    # No device stands behind the simulated node, so it is held without being opened.
+    program = "import os, time; held = os.open('/dev/nvidia-uvm', os.O_PATH); time.sleep(3600)"
+    host.check_output("systemd-run --unit=gpufleet-busy python3 -c %s", program)
     try:
         first, second = play(*UPGRADE), play(*UPGRADE)
     finally:
@@ -49,6 +51,6 @@ def test_busy_host_is_staged_and_a_second_run_changes_nothing(play, host):
     for done in (first, second):
         said = " ".join(done.stdout.split())
         assert "ws-mixed pending: " in said, said
-        assert "the GPU is busy: sleep" in said
+        assert "the GPU is busy: python3" in said
     assert host.file(STAGED).exists
     assert (changed(first) > 0, changed(second)) == (True, 0)
