@@ -248,6 +248,10 @@ def _other_flavor(driver: Driver, host: Host, knowledge: Knowledge) -> list[str]
     other = "proprietary" if driver.flavor == "open" else "open"
     branch = host.installed.branch if host.installed else ""
     names = _names(knowledge, other, branch)
+    if driver.source == "distro":
+        # Debian's flavors bring words for modprobe of their own; those of the old one would go on naming modules that are gone.
+        kernel = re.compile(r"nvidia-(?:open-)?kernel-dkms$")
+        names |= {name.replace("-dkms", "-support") for name in names if kernel.match(name)}
     same = _names(knowledge, str(driver.flavor), driver.branch) | _names(knowledge, str(driver.flavor), branch)
     keep = set(driver.packages)
     return [package.name for package in host.packages if package.present and package.name in names - same - keep]

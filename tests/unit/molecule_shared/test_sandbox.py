@@ -210,6 +210,16 @@ def test_debians_own_modules_have_debians_names_and_are_known_not_to_compile():
 
 
 @pytest.mark.usefixtures("no_compiler")
+def test_debians_flavors_can_be_unpacked_beside_each_other():
+    made = in_repository("debian", "trixie")
+    one, other = made["nvidia-kernel-support", "550.163.01-2"], made["nvidia-open-kernel-support", "550.163.01-2"]
+    assert one.files
+    assert not set(one.files) & set(other.files)
+    (words,) = (path for path in other.files if path.startswith("/etc/"))
+    assert f"ln -sfn {words} /etc/modprobe.d/nvidia.conf" in other.scripts["postinst"]
+
+
+@pytest.mark.usefixtures("no_compiler")
 def test_ubuntus_compiled_modules_are_signed_and_dkms_ones_are_not():
     player, made = simulator(), in_repository("ubuntu", "noble")
     package = made["linux-modules-nvidia-580-open-6.8.0-90-generic", "6.8.0-90.91"]

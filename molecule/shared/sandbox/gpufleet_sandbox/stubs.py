@@ -249,6 +249,23 @@ fi
     }
 
 
+def _choose_configuration(path: str) -> dict[str, str]:
+    """Scripts of Debian's packages with modprobe's words, of which both flavors may be there: here the newest one is used."""
+    link = "/etc/modprobe.d/nvidia.conf"
+    return {
+        "postinst": f'#!/bin/sh\n[ "$1" != configure ] || ln -sfn {path} {link}\n',
+        "postrm": f"""\
+#!/bin/sh
+if [ "$1" = remove ] && [ "$(readlink {link})" = {path} ]; then
+  rm {link}
+  for other in /etc/nvidia/*/nvidia-modprobe.conf; do
+    [ ! -e "$other" ] || [ "$other" = {path} ] || ln -sfn "$other" {link}
+  done
+fi
+""",
+    }
+
+
 def _kernel(layout: Layout, what: str, release: str) -> dict[str, str]:
     """Scripts of a package with a kernel or its headers: the files come from the simulator, as for the first kernel."""
     add, remove = f"{_play(f'kernel add-{what}')} {release}\n", f"{_play(f'kernel remove-{what}')} {release} || :\n"
@@ -302,10 +319,10 @@ def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, An
             dkms_source(DEBIAN_NAMES[flavor], flavor)
             package.scripts |= _build_modules(layout, DEBIAN_NAMES[flavor], version)
         elif kind in ("debian_open_configuration", "debian_proprietary_configuration"):
-            # In Debian an alternative leads there; a stub can do with the file itself.
             name = DEBIAN_NAMES[kind.split("_")[1]]
             aliases = "".join(f"alias nvidia{part} {name}{part}\n" for part in simulator().DKMS_MODULES)
-            package.files["/etc/modprobe.d/nvidia.conf"] = f"{MODPROBE}{aliases}".encode()
+            package.files[f"/etc/nvidia/{name}/nvidia-modprobe.conf"] = f"{MODPROBE}{aliases}".encode()
+            package.scripts |= _choose_configuration(f"/etc/nvidia/{name}/nvidia-modprobe.conf")
         elif kind in ("prebuilt_open_modules", "prebuilt_proprietary_modules"):
             flavor = kind.split("_")[1]
             folder = f"/lib/modules/{words['k']}/kernel/nvidia-{words['branch']}{'-open' * (flavor == 'open')}"

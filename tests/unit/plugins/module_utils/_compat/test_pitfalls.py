@@ -252,6 +252,14 @@ def test_debian_and_nvidia_name_their_open_modules_in_another_word_order(full: M
     assert "nvidia-open-kernel-dkms" in data(plan, "packages")["remove"]
 
 
+def test_debians_words_for_modprobe_go_with_the_flavor_that_they_belong_to(full: Make, driven: Make) -> None:
+    driver = driven("550.163.01", source="distro")
+    driver["packages"].append({**driver["packages"][0], "name": "nvidia-open-kernel-support"})
+    plan = resolve(full(RTX_3090, **driver), {"driver": {"source": "distro", "flavor": "proprietary"}, **DRIVER})
+    assert data(plan, "packages")["remove"] == ["nvidia-open-kernel-dkms", "nvidia-open-kernel-support"]
+    assert "nvidia-open-kernel-support" not in data(plan, "packages")["packages"]
+
+
 # ---- kernels and modules ------------------------------------------------------------------------------------------------
 
 
