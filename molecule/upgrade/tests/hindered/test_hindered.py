@@ -8,7 +8,10 @@ import pytest
 from checks import driver
 
 STAGED = "/var/lib/gpufleet/staged/transaction.json"
-UPGRADE = ("provision-gpu.yml", "--limit", "ws-mixed", "--tags", "driver", "-e", "nvidia_driver_branch=595")
+UPGRADE = (
+    *("provision-gpu.yml", "--limit", "ws-mixed", "--tags", "driver"),
+    *("-e", "nvidia_driver_branch=595", "-e", "torch_env_version=2.9.0"),
+)
 
 
 @pytest.fixture
