@@ -206,7 +206,8 @@ class Flow:
         with self._alone():
             target = self._store.read(number)
             self.result.generation = number
-            if self._matches(target) and not self.manager.interrupted():
+            # A way back that was killed may have its packages in place and neither proven nor frozen them.
+            if self._matches(target) and not _under_way(self._journal()) and not self.manager.interrupted():
                 with self._step("generation", f"generation {number} serves already"):
                     return
             self.result.transaction = self._difference(target)
@@ -618,11 +619,14 @@ class Flow:
             failures = self._failed_builds(kernels) if kernels and not self.result.compiler else []
             self.result.compiler += [line for failure in failures for line in failure.compiler]
             trouble = ""
-            try:
-                self.manager.write_configuration(configuration)  # first: nothing may bring the planned branch any more
-                self._put_packages_back(target, before, changes)
-            except DriverError as another:
-                trouble = str(another)
+            for put_back in (
+                lambda: self.manager.write_configuration(configuration),  # first: nothing may bring the planned branch
+                lambda: self._put_packages_back(target, before, changes),
+            ):
+                try:
+                    put_back()
+                except (DriverError, OSError) as another:  # one that fails does not keep the other from being tried
+                    trouble = trouble or str(another)
             if journal.holds:
                 there_now = self.manager.installed()
                 self.manager.freeze(there_now, [one.name for one in there_now if one.name in journal.holds])
@@ -781,7 +785,10 @@ class Flow:
         before = journal.before or {}
         target = self._generation(before.get("generation"))
         files = self._store.files(target) if target else []
-        stay = {item["name"] for item in target.packages} if target else set()
+        # A removal that was killed while it dropped the generations has put back already what was there before us.
+        old = target.packages if target else before.get("packages") or ()
+        there = {(package.name, package.version) for package in self.manager.installed()}
+        stay = {item["name"] for item in old if target or (item["name"], item["version"]) in there}
         installed = [package.name for package in self.manager.installed()]
         names = [name for name in dict.fromkeys([*(data.get("packages") or ()), *installed]) if name not in stay]
         self.manager.thaw(journal.holds)

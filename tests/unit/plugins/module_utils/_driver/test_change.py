@@ -732,6 +732,49 @@ def test_after_a_kill_the_way_back_leads_before_the_interrupted_change(manager, 
     assert again.result.restored is True
 
 
+def test_a_way_back_that_was_killed_before_it_was_frozen_is_finished(manager, flow, tmp_path):
+    run(upgrade(manager, flow), "installed")
+    manager.fail["freeze"] = Killed()
+    with pytest.raises(Killed):
+        flow({}).generation(1)
+    assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
+    assert manager.holds == set()
+    flow({}).generation(1)
+    assert manager.holds == set(NAMES)
+    assert journal(tmp_path)["present"]["version"] == "580.105.08"
+
+
+def test_a_removal_that_was_killed_after_its_generations_were_gone_keeps_what_was_there_before_us(
+    manager, flow, tmp_path, monkeypatch
+):
+    serve(manager, "550.163.01")
+    aim(manager, "580.105.08")
+    run(flow(), "staged")
+    run(flow(), "installed")
+    remove = {"actions": [{"id": "driver.remove", "data": {"packages": list(NAMES), "paths": []}}]}
+    one = flow(remove)
+
+    def killed() -> None:
+        raise Killed
+
+    monkeypatch.setattr(one, "_drop_journal", killed)
+    with pytest.raises(Killed):
+        one.absent()
+    run(flow(remove), "absent")
+    assert manager.packages == dict.fromkeys(NAMES, "550.163.01-1")
+    assert not (tmp_path / "var/lib/gpufleet/driver.json").exists()
+
+
+def test_a_pin_that_cannot_be_written_back_does_not_keep_the_packages_from_coming_back(manager, flow):
+    one = upgrade(manager, flow)
+    manager.fail["install"] = DriverError("dpkg failed")
+    manager.fail["write configuration"] = OSError(28, "No space left on device")
+    with pytest.raises(DriverError, match=r"could not be put back completely \(.*No space left on device"):
+        one.installed()
+    assert one.result.restored is False
+    assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
+
+
 # -- plan and check mode ------------------------------------------------------------------------------------------------
 
 
