@@ -55,6 +55,8 @@ def add_packages(
     if not names:
         notes.warn(f"Compute-only packages of {distribution.name} are not established; the desktop set is planned.")
         driver.package_set, names = "desktop", row["desktop"][driver.flavor]
+    if driver.package_set == "compute" and row["daemon"]:
+        names = (*names, row["daemon"])
     driver.packages = [name.format(branch=driver.branch) for name in names]
     if driver.build == "prebuilt":
         driver.packages += _module_packages(driver, host, notes)

@@ -636,7 +636,7 @@ REPOSITORY_ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "sbsa"}
 
 PACKAGE_SETS = (
     {
-        "name": "nvidia-debian", "until": None,
+        "name": "nvidia-debian", "until": None, "daemon": None,
         "desktop": {
             "open": ("nvidia-open",),
             "proprietary": ("cuda-drivers",),
@@ -655,7 +655,7 @@ PACKAGE_SETS = (
         "source": ("driver-assistant", "packages-seen"), "confidence": "high", "note": "",
     },
     {
-        "name": "nvidia-ubuntu-suffixed", "until": 589,
+        "name": "nvidia-ubuntu-suffixed", "until": 589, "daemon": "nvidia-compute-utils-{branch}",
         "desktop": {
             "open": ("nvidia-open-{branch}",),
             "proprietary": ("cuda-drivers-{branch}",),
@@ -678,7 +678,7 @@ PACKAGE_SETS = (
         "source": ("version-locking", "packages-seen"), "confidence": "high", "note": "",
     },
     {
-        "name": "nvidia-ubuntu", "until": None,
+        "name": "nvidia-ubuntu", "until": None, "daemon": "nvidia-persistenced",
         "desktop": {
             "open": ("nvidia-open",),
             "proprietary": ("cuda-drivers",),
@@ -698,7 +698,7 @@ PACKAGE_SETS = (
         "note": "the proprietary compute set is inferred",
     },
     {
-        "name": "nvidia-el", "until": 609,
+        "name": "nvidia-el", "until": 609, "daemon": None,
         "desktop": {
             "open": ("nvidia-open",),
             "proprietary": ("cuda-drivers",),
@@ -716,7 +716,7 @@ PACKAGE_SETS = (
         "source": ("guide-620-modules", "packages-seen"), "confidence": "high", "note": "",
     },
     {
-        "name": "nvidia-el-common", "until": None,
+        "name": "nvidia-el-common", "until": None, "daemon": None,
         "desktop": {
             "open": ("nvidia-open",),
             "proprietary": ("cuda-drivers",),
@@ -735,7 +735,7 @@ PACKAGE_SETS = (
         "note": "from 610 nvidia-driver-common holds what libnvidia-cfg, -gpucomp and -ml were",
     },
     {
-        "name": "nvidia-suse", "until": None,
+        "name": "nvidia-suse", "until": None, "daemon": None,
         "desktop": {
             "open": ("nvidia-open",),
             "proprietary": ("cuda-drivers",),
@@ -745,7 +745,7 @@ PACKAGE_SETS = (
         "confidence": "medium", "note": "compute-only packages are not established",
     },
     {
-        "name": "debian-archive", "until": None,
+        "name": "debian-archive", "until": None, "daemon": None,
         "desktop": {
             "open": ("nvidia-driver", "nvidia-open-kernel-dkms", "nvidia-persistenced"),
             "proprietary": ("nvidia-driver", "nvidia-kernel-dkms", "nvidia-persistenced"),
@@ -758,7 +758,7 @@ PACKAGE_SETS = (
         "source": ("debian-nvidia",), "confidence": "high", "note": "",
     },
     {
-        "name": "ubuntu-archive", "until": None,
+        "name": "ubuntu-archive", "until": None, "daemon": None,
         "desktop": {
             "open": ("nvidia-driver-{branch}-open",),
             "proprietary": ("nvidia-driver-{branch}",),
@@ -780,7 +780,7 @@ PACKAGE_SETS = (
         "source": ("ubuntu-packages", "packages-seen"), "confidence": "high", "note": "",
     },
     {
-        "name": "ubuntu-archive-signed", "until": None,
+        "name": "ubuntu-archive-signed", "until": None, "daemon": None,
         "desktop": {
             "open": ("nvidia-driver-{branch}-open",),
             "proprietary": ("nvidia-driver-{branch}",),
@@ -803,7 +803,8 @@ PACKAGE_SETS = (
         "note": "the module packages are named after the kernels: DISTRIBUTIONS, signed_modules",
     },
 )
-"""What to install. `until`: last branch with these names, None: any. `names`: all that the source has; (): not listed."""
+"""What to install. `until`: last branch with these names, None: any. `daemon`: what brings the persistence daemon, which `compute` does not depend
+on; None: needless. `names`: all that the source has; (): not listed."""
 
 DISTRIBUTIONS: tuple[dict[str, object], ...] = (
     {

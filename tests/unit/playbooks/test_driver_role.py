@@ -405,6 +405,18 @@ def test_missing_device_nodes_are_made_without_touching_the_driver(machine):
     ]  # fmt: skip
 
 
+def test_missing_device_nodes_are_made_without_nvidia_modprobe(machine):
+    machine.driver["device_nodes"]["/dev/nvidia-uvm"] = False
+    machine.host["missing"] = ["nvidia-modprobe"]
+    machine.apply([{"id": "driver.nodes", "disruptive": False, "data": {}}])
+    assert machine.status == 0
+    assert machine.asked[-3:] == [
+        "modprobe nvidia_uvm",
+        "ub-device-create",
+        "started nvidia-persistenced.service enabled",
+    ]
+
+
 def test_driver_that_is_loaded_and_does_not_answer_is_no_success(machine):
     machine.host["then"] = {}
     machine.driver["libcuda"] = {"result": 999, "error": "unknown error", "gpus": 0}

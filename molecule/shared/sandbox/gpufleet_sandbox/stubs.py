@@ -336,6 +336,8 @@ def fill(package: Package, kinds: list[str], layout: Layout, words: dict[str, An
             package.scripts |= _build_modules(layout, "nvidia", version)
         elif kind == "modprobe_configuration":
             package.files[layout.modprobe] = MODPROBE.encode()
+            if layout is UBUNTU:
+                package.programs["/usr/sbin/ub-device-create"] = DKMS.replace(" dkms ", " ub-device-create ").encode()
         elif kind == "libcuda":
             library("cuda.c", "libcuda")
         elif kind == "libnvidia_ml":

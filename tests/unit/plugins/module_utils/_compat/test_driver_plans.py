@@ -116,10 +116,16 @@ def test_a_downgrade_is_made_only_when_asked(
     [
         ("debian13", 580, "compute", "open", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
         ("debian13", 580, "desktop", "proprietary", ["cuda-drivers"]),
-        ("ubuntu2404", 580, "compute", "open", ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-utils-580"]),
+        (
+            "ubuntu2404",
+            580,
+            "compute",
+            "open",
+            ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-utils-580", "nvidia-compute-utils-580"],
+        ),
         ("ubuntu2404", 580, "desktop", "open", ["nvidia-open-580"]),
         ("ubuntu2404", 580, "desktop", "proprietary", ["cuda-drivers-580"]),
-        ("ubuntu2404", 595, "compute", "open", ["libnvidia-compute", "nvidia-dkms-open"]),
+        ("ubuntu2404", 595, "compute", "open", ["libnvidia-compute", "nvidia-dkms-open", "nvidia-persistenced"]),
         ("ubuntu2404", 595, "desktop", "open", ["nvidia-open"]),
         ("rocky9", 580, "compute", "open", ["nvidia-driver-cuda", "kmod-nvidia-open-dkms"]),
         ("rocky9", 580, "compute", "proprietary", ["nvidia-driver-cuda", "kmod-nvidia-latest-dkms"]),

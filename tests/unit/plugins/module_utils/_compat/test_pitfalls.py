@@ -93,6 +93,21 @@ def test_ubuntus_whole_set_moves_together_or_apt_says_held_broken_packages(
     assert set(change["remove"]) == set(names)
 
 
+def test_signed_modules_of_the_old_branch_go_with_it(full: Make, driven: Make, package: Make) -> None:
+    version = "580.173.02-0ubuntu0.24.04.1"
+    modules = ["linux-modules-nvidia-580-open-6.8.0-51-generic", "linux-modules-nvidia-580-open-generic"]
+    old = [package("libnvidia-compute-580", version, "distro")]
+    driver = driven(
+        "580.173.02", source="distro", packages=[*old, *(package(name, "6.8.0-51.52", "distro") for name in modules)]
+    )
+    desired = {"driver": {"source": "distro", "branch": "595"}, **DRIVER}
+    change = data(resolve(full(RTX_3090, system="ubuntu2404", **driver), desired), "packages")
+    assert set(modules) <= set(change["remove"])
+    same = {"driver": {"source": "distro", "branch": "580"}, **DRIVER}
+    kept = resolve(full(RTX_3090, system="ubuntu2404", **driver), same)
+    assert not [action for action in kept["actions"] if set(modules) & set(action["data"].get("remove", ()))]
+
+
 def test_nvidia_driver_nnn_alone_selects_dkms_over_signed_modules(full: Make) -> None:
     desired = {"driver": {"source": "distro", "package_set": "desktop"}, **DRIVER}
     packages = resolve(full(RTX_3090, system="ubuntu2404"), desired)["driver"]["packages"]
@@ -135,7 +150,7 @@ def test_names_with_a_branch_stop_at_580_in_nvidias_ubuntu_repository(full: Make
     driver = driven("580.105.08", packages=[package(name, "580.105.08-1ubuntu1", "nvidia") for name in names])
     plan = resolve(full(RTX_3090, system="ubuntu2404", **driver), {"driver": {"branch": "595"}, **DRIVER})
     change = data(plan, "packages")
-    assert change["packages"] == ["libnvidia-compute", "nvidia-dkms-open", "libnvidia-gl"]
+    assert change["packages"] == ["libnvidia-compute", "nvidia-dkms-open", "nvidia-persistenced", "libnvidia-gl"]
     assert sorted(change["remove"]) == sorted(names)
 
 

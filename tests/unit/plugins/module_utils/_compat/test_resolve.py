@@ -679,10 +679,10 @@ def test_where_no_driver_can_be_installed_a_suitable_one_must_be_there(fresh: Ma
     [
         (
             "ubuntu2404",
-            ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-utils-580"],
+            ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-utils-580", "nvidia-compute-utils-580"],
             "580.*",
         ),
-        ("ubuntu2604", ["libnvidia-compute", "nvidia-dkms-open"], "595.*"),
+        ("ubuntu2604", ["libnvidia-compute", "nvidia-dkms-open", "nvidia-persistenced"], "595.*"),
         ("rocky9", ["nvidia-driver-cuda", "kmod-nvidia-open-dkms"], "nvidia-driver:580-open"),
         ("alma10", ["nvidia-driver-cuda", "kmod-nvidia-open-dkms"], "*nvidia*580*"),
     ],

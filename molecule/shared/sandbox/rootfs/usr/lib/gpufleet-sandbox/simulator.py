@@ -678,6 +678,12 @@ def nvidia_modprobe(arguments: list[str]) -> None:
         make_nodes(name)
 
 
+def ub_device_create(_arguments: list[str]) -> None:
+    """Ubuntu's program that makes the nodes of the modules that are loaded."""
+    for name in {"nvidia", "nvidia_uvm"} & set(loaded()):
+        make_nodes(name)
+
+
 def take_gpus(info: dict[str, str]) -> None:
     """What the nvidia module does when it is loaded: bind the GPUs that it can drive, and describe itself under /proc."""
     flavor = "proprietary" if info["license"] == "NVIDIA" else "open"
@@ -1265,6 +1271,7 @@ def main(command: str, arguments: list[str]) -> None:
             "kernel": kernel,
             "mokutil": mokutil,
             "nvidia-modprobe": nvidia_modprobe,
+            "ub-device-create": ub_device_create,
             "secure-boot": secure_boot,
             "dkms": dkms,
             "gpu": gpu,
