@@ -394,7 +394,13 @@ class Flow:
         """Make sure that what serves now can be put back; None: it is nothing, and removal is the way back."""
         journal = self._journal()
         if _under_way(journal):  # what is there now is half of something: the way back leads before it
-            return self._generation(journal.generation)
+            target = self._generation(journal.generation)
+            if target is None and journal.generation is not None and self.options.way_back_required:
+                raise DriverError(
+                    f"A change was interrupted, and generation {journal.generation}, the way back to what served before it, is damaged."
+                    f" {_UNCHANGED} To go on without a way back: nvidia_driver_way_back_required: false."
+                )
+            return target
         present = self.manager.installed()
         if not present:
             return None
@@ -484,7 +490,7 @@ class Flow:
             changes = self._simulate()
         journal = self._journal()
         target = self._way_back()
-        before = self.manager.installed() if not _under_way(journal) else _packages(target)
+        before = _served(journal, target) if _under_way(journal) else self.manager.installed()
         configuration = self.manager.read_configuration()
         self._note_brought(changes)
         self._begin(target)
@@ -622,18 +628,19 @@ class Flow:
             for put_back in (
                 lambda: self.manager.write_configuration(configuration),  # first: nothing may bring the planned branch
                 lambda: self._put_packages_back(target, before, changes),
+                lambda: self._hold_again(journal),
             ):
                 try:
                     put_back()
                 except (DriverError, OSError) as another:  # one that fails does not keep the other from being tried
                     trouble = trouble or str(another)
-            if journal.holds:
-                there_now = self.manager.installed()
-                self.manager.freeze(there_now, [one.name for one in there_now if one.name in journal.holds])
             there = {(package.name, package.version) for package in self.manager.installed()}
             if not trouble and there != {(package.name, package.version) for package in before}:
                 trouble = "other packages are installed than before"
-            lacking = self._modules_again(before) if before else ""
+            try:
+                lacking = self._modules_again(before) if before else ""
+            except (DriverError, OSError) as another:
+                lacking = str(another)
             self.result.restored = not trouble and not lacking
             if self.result.restored:
                 self._write_journal(journal) if journal != Journal() else self._drop_journal()
@@ -649,6 +656,12 @@ class Flow:
         ]
         parts += [remedy for remedy in dict.fromkeys(remedies) if remedy not in text]
         raise DriverError(" ".join(parts), kernels=kernels) from error
+
+    def _hold_again(self, journal: Journal) -> None:
+        """Hold what we held before, as far as it is there."""
+        there = self.manager.installed()
+        if journal.holds:
+            self.manager.freeze(there, [one.name for one in there if one.name in journal.holds])
 
     def _left(self, was_there: bool, trouble: str, lacking: str) -> str:
         """Say what is on the host after putting back."""
@@ -743,7 +756,7 @@ class Flow:
         files = self._store.files(target)
         journal = self._journal()
         present = self._way_back()
-        before = self.manager.installed() if not _under_way(journal) else _packages(present)
+        before = _served(journal, present) if _under_way(journal) else self.manager.installed()
         configuration = self.manager.read_configuration()
         wanted = {item["name"] for item in target.packages}
         self._begin(present)
@@ -788,6 +801,17 @@ class Flow:
         # A removal that was killed while it dropped the generations has put back already what was there before us.
         old = target.packages if target else before.get("packages") or ()
         there = {(package.name, package.version) for package in self.manager.installed()}
+        if (
+            before.get("generation") is not None
+            and target is None
+            and not {(item["name"], item["version"]) for item in old} <= there
+        ):
+            text = "The driver that was there before this collection cannot be put back: the files of its packages are damaged or gone."
+            if self.options.way_back_required:
+                raise DriverError(
+                    f"{text} Nothing was removed. To remove ours all the same: nvidia_driver_way_back_required: false."
+                )
+            self.result.warnings.append(text)
         stay = {item["name"] for item in old if target or (item["name"], item["version"]) in there}
         installed = [package.name for package in self.manager.installed()]
         names = [name for name in dict.fromkeys([*(data.get("packages") or ()), *installed]) if name not in stay]
@@ -812,7 +836,8 @@ class Flow:
                     gone.append(path)
             step.changed = bool(gone)
             step.what += f": {', '.join(dict.fromkeys(gone))}" if gone else ""
-        if any(path.startswith("/etc/modprobe.d/") for path in gone):
+        # Also where the list went in a run that was killed before this.
+        if journal != Journal() or any(path.startswith("/etc/modprobe.d/") for path in gone):
             with self._step("initramfs", "rebuild the initial RAM file systems without the block list") as step:
                 rebuilt = initramfs.rebuild(self._host, self._run, self._kernels(), self.options.time_limit)
                 step.changed = bool(rebuilt)
@@ -970,12 +995,11 @@ def _under_way(journal: Journal) -> bool:
     return bool((journal.before or {}).get("under_way"))
 
 
-def _packages(generation: Generation | None) -> list[Package]:
-    return (
-        [Package(item["name"], item["version"], item["architecture"]) for item in generation.packages]
-        if generation
-        else []
-    )
+def _served(journal: Journal, target: Generation | None) -> list[Package]:
+    """What served before the change that is under way: the way back's packages, else those that the journal names."""
+    if target:
+        return [Package(item["name"], item["version"], item["architecture"]) for item in target.packages]
+    return [Package(item["name"], item["version"]) for item in (journal.previous or {}).get("packages") or ()]
 
 
 def _plain(package: Package) -> tuple[str, str, str]:

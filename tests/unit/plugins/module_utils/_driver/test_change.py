@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -773,6 +774,46 @@ def test_a_pin_that_cannot_be_written_back_does_not_keep_the_packages_from_comin
         one.installed()
     assert one.result.restored is False
     assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
+
+
+def test_holds_that_cannot_be_put_back_do_not_hide_what_failed_first(manager, flow):
+    one = upgrade(manager, flow)
+    manager.fail["install"] = DriverError("dpkg failed")
+    manager.fail["freeze"] = DriverError("apt-mark failed")
+    with pytest.raises(DriverError, match=r"dpkg failed.*could not be put back completely \(apt-mark failed"):
+        one.installed()
+    assert one.result.restored is False
+    assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
+
+
+def test_an_interrupted_change_whose_way_back_is_damaged_goes_on_only_where_that_is_permitted(manager, flow, tmp_path):
+    one = upgrade(manager, flow)
+    manager.fail["install"] = Killed()
+    with pytest.raises(Killed):
+        one.installed()
+    manager.fail.clear()
+    shutil.rmtree(tmp_path / "var/lib/gpufleet/generations/1/packages")
+    with pytest.raises(DriverError, match="generation 1, the way back to what served before it, is damaged"):
+        flow(plan("595.*")).installed()
+    manager.fail["install"] = DriverError("dpkg failed")
+    again = flow(plan("595.*"), way_back_required=False)
+    with pytest.raises(DriverError, match="could not be put back completely"):
+        again.installed()
+    assert again.result.restored is False
+
+
+def test_a_removal_that_cannot_put_back_what_was_there_before_us_is_refused(manager, flow, tmp_path):
+    serve(manager, "550.163.01")
+    aim(manager, "580.105.08")
+    run(flow(), "staged")
+    run(flow(), "installed")
+    remove = {"actions": [{"id": "driver.remove", "data": {"packages": list(NAMES), "paths": []}}]}
+    shutil.rmtree(tmp_path / "var/lib/gpufleet/generations/1")
+    with pytest.raises(DriverError, match=r"damaged or gone.*Nothing was removed"):
+        flow(remove).absent()
+    assert manager.packages == dict.fromkeys(NAMES, "580.105.08-1")
+    result = run(flow(remove, way_back_required=False), "absent")
+    assert "damaged or gone" in result.warnings[0]
 
 
 # -- plan and check mode ------------------------------------------------------------------------------------------------
