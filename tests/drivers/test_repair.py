@@ -95,10 +95,13 @@ def test_repair_waits_for_a_package_lock_that_somebody_holds(clinic: Clinic, nam
 
 
 def put_nouveau_into_initramfs(host: Host) -> None:
-    """Images that were made without the block list; the list came later."""
+    """Images that were made without any block list, be it ours or that of a package; the lists came later."""
     rebuild = "dracut --force --regenerate-all" if host.rpm else "update-initramfs -u -k all"
-    path = "/etc/modprobe.d/gpufleet-nouveau.conf"
-    host.run(f"mv {path} /root/kept; {rebuild} >/dev/null 2>&1; sleep 1.1; cp /root/kept {path}; rm /root/kept")
+    host.run(
+        "lists=$(grep -ls '^blacklist nouveau' /etc/modprobe.d/*.conf /usr/lib/modprobe.d/*.conf)\n"
+        f"for path in $lists; do mv $path $path.kept; done; {rebuild} >/dev/null 2>&1; sleep 1.1\n"
+        "for path in $lists; do mv $path.kept $path; done"
+    )
 
 
 @each_host

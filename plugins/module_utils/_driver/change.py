@@ -549,18 +549,17 @@ class Flow:
         return False
 
     def _block_nouveau(self) -> None:
-        """Write the block list and rebuild the initial RAM file systems. The list gets its final mode last: a run that stops before
-        finds it not as planned, and rebuilds."""
+        """Write the block list, then rebuild the initial RAM file systems: an image that is older than the list is taken for one that
+        was made without it. Nothing may touch the list afterwards, not even its mode."""
         data = self.actions["driver.nouveau"]
         path = Path(self._host.root + data["path"])
         with self._step("driver.nouveau", "keep nouveau away from the GPUs") as step:
             step.changed = True
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(data["content"], encoding="utf-8")
-            path.chmod(0o600)
+            path.chmod(0o644)
             rebuilt = initramfs.rebuild(self._host, self._run, self._kernels(), self.options.time_limit)
             step.what += f" (rebuilt {', '.join(rebuilt)})" if rebuilt else ""
-            path.chmod(0o644)
 
     def _kernels(self) -> list[str]:
         """Kernels that can boot next: those of the plan, else the running one, the default and one to fall back to."""

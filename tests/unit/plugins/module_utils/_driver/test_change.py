@@ -284,6 +284,18 @@ def upgrade(manager, flow, before="580.105.08", after="595.71.05"):
 # -- what goes well -----------------------------------------------------------------------------------------------------
 
 
+def test_the_block_list_is_complete_before_the_images_that_hold_it(manager, flow, tmp_path, monkeypatch):
+    path = tmp_path / "etc/modprobe.d/gpufleet-nouveau.conf"
+    seen = []
+    monkeypatch.setattr(change.initramfs, "rebuild", lambda *_all: seen.append(path.stat()) or [])
+    aim(manager, "580.105.08")
+    run(flow(), "staged")
+    run(flow(), "installed")
+    (then,) = seen
+    assert then.st_mode & 0o777 == 0o644
+    assert path.stat().st_ctime_ns == then.st_ctime_ns, "the images would be older than the list"
+
+
 def test_a_fresh_host_gets_driver_pin_holds_block_list_and_a_generation(manager, flow, tmp_path, modules):
     aim(manager, "580.105.08")
     staged = run(flow(), "staged")
