@@ -197,17 +197,26 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
             successor = None
         if successor:
             install.append(successor)
-        replaced = name in foreign or _of_branch(name, host) or (successor is None and package.compiles)
+        goes = _of_branch(name, host) and not _named_after_version(name, driver, host)
+        replaced = name in foreign or goes or (successor is None and package.compiles)
         if successor != name and replaced:
             remove.append(name)
     remove += [package.name for package in host.packages if package.present and _outlived(package.name, driver, host)]
     return list(dict.fromkeys(install)), list(dict.fromkeys(remove))
 
 
+def _named_after_version(name: str, driver: Driver, host: Host) -> bool:
+    """Whether a package of the branch that stays has the driver's full version in its name, as Ubuntu's firmware: the other flavor needs it."""
+    installed = host.installed
+    return installed is not None and installed.branch == driver.branch and name.endswith(f"-{installed.version}")
+
+
 def _outlived(name: str, driver: Driver, host: Host) -> bool:
-    """Whether a package holds compiled modules of the branch that goes. They have the kernel's version, and nothing removes them."""
+    """Whether a package of the branch that goes is removed by nothing else: compiled modules, which have the kernel's version, and firmware
+    of an earlier version."""
     own = host.installed.branch if host.installed else None
-    return name.startswith("linux-modules-nvidia-") and own != driver.branch and _of_branch(name, host)
+    parts = ("linux-modules-nvidia-", "nvidia-firmware-")
+    return name.startswith(parts) and own != driver.branch and _of_branch(name, host)
 
 
 def _of_branch(name: str, host: Host) -> bool:

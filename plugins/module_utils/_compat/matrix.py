@@ -803,8 +803,8 @@ PACKAGE_SETS = (
         "note": "the module packages are named after the kernels: DISTRIBUTIONS, signed_modules",
     },
 )
-"""What to install. `until`: last branch with these names, None: any. `daemon`: what brings the persistence daemon, which `compute` does not depend
-on; None: needless. `names`: all that the source has; (): not listed."""
+"""What to install. `until`: last branch with these names, None: any. `daemon`: what brings the persistence daemon, where nothing of
+`compute` depends on it. `names`: all that the source has; (): not listed."""
 
 DISTRIBUTIONS: tuple[dict[str, object], ...] = (
     {

@@ -93,6 +93,20 @@ def test_ubuntus_whole_set_moves_together_or_apt_says_held_broken_packages(
     assert set(change["remove"]) == set(names)
 
 
+def test_firmware_that_is_named_after_the_version_stays_for_the_other_flavor(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-kernel-source-580-open", "nvidia-utils-580"]
+    firmware = ["nvidia-firmware-580-580.173.02", "nvidia-firmware-580-580.159.03"]
+    versions = {**dict.fromkeys([*names, firmware[0]], "580.173.02-1ubuntu1"), firmware[1]: "580.159.03-1ubuntu1"}
+    driver = driven("580.173.02", packages=[package(name, version, "nvidia") for name, version in versions.items()])
+    seen = full(RTX_3090, system="ubuntu2404", **driver)
+    flavor = data(resolve(seen, {"driver": {**KEY, "branch": "580", "flavor": "proprietary"}, **DRIVER}), "packages")
+    assert set(flavor["remove"]) == {"nvidia-dkms-580-open", "nvidia-kernel-source-580-open"}
+    branch = data(resolve(seen, {"driver": {**KEY, "branch": "595"}, **DRIVER}), "packages")
+    assert {*firmware, "nvidia-utils-580"} <= set(branch["remove"])
+
+
 def test_signed_modules_of_the_old_branch_go_with_it(full: Make, driven: Make, package: Make) -> None:
     version = "580.173.02-0ubuntu0.24.04.1"
     modules = ["linux-modules-nvidia-580-open-6.8.0-51-generic", "linux-modules-nvidia-580-open-generic"]
