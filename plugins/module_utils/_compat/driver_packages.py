@@ -206,7 +206,7 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
 
 
 def _named_after_version(name: str, driver: Driver, host: Host) -> bool:
-    """Whether a package of the branch that stays has the driver's full version in its name, as Ubuntu's firmware: the other flavor needs it."""
+    """Whether a package of the branch that stays has the full version in its name, as Ubuntu's firmware: the other flavor needs it."""
     installed = host.installed
     return installed is not None and installed.branch == driver.branch and name.endswith(f"-{installed.version}")
 
