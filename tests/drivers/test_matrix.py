@@ -167,7 +167,8 @@ def without_kernel(before: Seen, after: Seen) -> Seen:
         if name != "linux-image-amd64" and not name.endswith(of_them)
     }
     files = {path: value for path, value in before["files"].items() if not path.endswith(of_them)}
-    modules = {kernel: found for kernel, found in before["modules"].items() if kernel not in gone}
+    # depmod's lists outlive a kernel, and its folder with them
+    modules = {kernel: found for kernel, found in before["modules"].items() if kernel in after["modules"]}
     return {**before, "packages": packages, "files": files, "modules": modules, "boots": after["boots"]}
 
 

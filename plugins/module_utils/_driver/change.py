@@ -813,7 +813,10 @@ class Flow:
             self.result.warnings.append(text)
         stay = {item["name"] for item in old if target or (item["name"], item["version"]) in there}
         installed = [package.name for package in self.manager.installed()]
-        names = [name for name in dict.fromkeys([*(data.get("packages") or ()), *installed]) if name not in stay]
+        # Also what an earlier change of ours replaced: its configuration may still be there.
+        earlier = [item["name"] for one in self._store.all() for item in one.packages]
+        known = dict.fromkeys([*(data.get("packages") or ()), *installed, *earlier])
+        names = [name for name in known if name not in stay]
         self.manager.thaw(journal.holds)
         with self._step("driver.remove", "remove the driver's packages") as step:
             if files:

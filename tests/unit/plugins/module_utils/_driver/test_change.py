@@ -415,6 +415,21 @@ def test_removal_brings_back_the_driver_that_was_there_before_us(manager, flow, 
     assert manager.holds == set()
 
 
+def test_removal_names_also_what_an_earlier_change_replaced(manager, flow, monkeypatch):
+    aim(manager, "580.105.08")
+    manager.target["nvidia-open-kernel-support"] = "580.105.08-1"
+    run(flow(), "staged")
+    run(flow(), "installed")
+    manager.target = dict.fromkeys(NAMES, "595.71.05-1")
+    run(flow(plan("595.*")), "staged")
+    run(flow(plan("595.*")), "installed")
+    manager.packages.pop("nvidia-open-kernel-support", None)
+    asked = []
+    monkeypatch.setattr(manager, "install_files", lambda _files, remove: asked.extend(remove) or "")
+    run(flow({"actions": [{"id": "driver.remove", "data": {"packages": list(NAMES), "paths": []}}]}), "absent")
+    assert asked == [*NAMES, "nvidia-open-kernel-support"]
+
+
 def test_a_generation_comes_back_without_network(manager, flow, tmp_path):
     run(upgrade(manager, flow), "installed")
     manager.calls.clear()
