@@ -311,6 +311,11 @@ def apply(request: dict[str, t.Any]) -> dict[str, t.Any]:
     return {"changes": plan}
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def _display() -> t.Any:
     from dnf.yum.rpmtrans import TransactionDisplay
 
@@ -324,15 +329,15 @@ def _display() -> t.Any:
         ) -> None:
             line = f"{ts_done}/{ts_total} {package}"
             if package and line != self.last:
-                print(line, flush=True)
+                _say(line)
                 self.last = line
 
         def scriptout(self, msgs: t.Any) -> None:
             if msgs:
-                print(msgs.decode("utf-8", "replace").rstrip() if isinstance(msgs, bytes) else msgs, flush=True)
+                _say(msgs.decode("utf-8", "replace").rstrip() if isinstance(msgs, bytes) else msgs)
 
         def error(self, message: str) -> None:
-            print(f"error: {message}", flush=True)
+            _say(f"error: {message}")
 
     return Lines()
 
@@ -356,10 +361,9 @@ def main() -> int:
         answer = {"error": error.kind, "text": str(error)}
     except Exception as error:  # whatever dnf raises beyond its documented errors is an answer too, for people
         answer = {"error": "other", "text": f"{type(error).__name__}: {error}"}
-    sys.stdout.flush()
-    print(ANSWER + json.dumps(answer), flush=True)
+    _say(ANSWER + json.dumps(answer))
     return 1 if "error" in answer else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -70,7 +70,8 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(driver_packages, "Dnf", lambda _run: ("dnf",))
     monkeypatch.setattr(driver_packages.packages, "manager", lambda _host, _family: "apt")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    warned: list[str] = []  # beside the controller's code in one process Ansible shows warnings instead of returning them
+    # Beside the controller's code in one process Ansible shows warnings instead of returning them.
+    warned: list[str] = []
     monkeypatch.setattr(driver_packages.AnsibleModule, "warn", lambda _module, text: warned.append(text))
     hangup = signal.getsignal(signal.SIGHUP)
 
