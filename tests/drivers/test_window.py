@@ -14,7 +14,7 @@ from harness import Host
 pytestmark = [pytest.mark.skipif(bool(harness.lacking()), reason=harness.lacking()), pytest.mark.timeout(1800)]
 
 HOSTS = [name for name in ("drv-debian12-nvidia", "drv-rocky9-nvidia") if name in harness.driver_hosts()]
-PASSWORD = "correct horse"  # noqa: S105  # for the simulated firmware
+PASSWORD = "correct-horse"  # noqa: S105  # for the simulated firmware
 
 each_host = pytest.mark.parametrize("name", HOSTS)
 
