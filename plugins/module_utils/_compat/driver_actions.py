@@ -162,6 +162,8 @@ class _DriverChange:
         if foreign_packages(driver, host):
             self.notes.say("Its packages are of a publisher that is not known, so they are left as they are.")
             return None
+        if host.change_under_way:  # apt settles dependencies; nothing depends on nvidia-smi or the persistence daemon
+            return f"{listed(missing)} {are} missing since a change was interrupted"
         if self.wanted.driver.package_set:
             return f"{listed(missing)} of the {driver.package_set} set {are} missing"
         if driver.build == "prebuilt" and self.lacking:

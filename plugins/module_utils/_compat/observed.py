@@ -100,7 +100,11 @@ _SHAPE: dict[str, t.Any] = {
         "nouveau_in_initramfs": {"*": _FLAG},
         "virtual": {"*": _TEXT},
         "staged": {"branch": _NUMBER, "flavor": _TEXT, "packages": _TEXT},
-        "journal": {"holds": [_TEXT], "gpus": [{"pci_address": _TEXT, "pci_device_id": _TEXT, "name": _TEXT}]},
+        "journal": {
+            "holds": [_TEXT],
+            "gpus": [{"pci_address": _TEXT, "pci_device_id": _TEXT, "name": _TEXT}],
+            "before": {"under_way": _FLAG},
+        },
     },
     "environments": [
         {
@@ -422,6 +426,11 @@ class Host:
     @property
     def machine_owner_key(self) -> dict[str, t.Any]:
         return _mapping(self.os.get("machine_owner_key"))
+
+    @property
+    def change_under_way(self) -> bool:
+        """Whether a change of ours began and did not end."""
+        return bool(_mapping(self.journal.get("before")).get("under_way"))
 
     def inhibitors(self) -> list[str]:
         """Name who holds a reboot off."""

@@ -107,6 +107,20 @@ def test_firmware_that_is_named_after_the_version_stays_for_the_other_flavor(
     assert {*firmware, "nvidia-utils-580"} <= set(branch["remove"])
 
 
+@pytest.mark.parametrize("under_way", [True, False])
+def test_what_nothing_depends_on_is_installed_after_an_interrupted_change(
+    full: Make, driven: Make, package: Make, under_way: bool
+) -> None:
+    names = ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-kernel-source-580-open"]
+    journal = {"schema": 1, "before": {"under_way": True} if under_way else {}}
+    packages = [package(name, "580.173.02-1ubuntu1", "nvidia") for name in names]
+    driver = driven("580.173.02", packages=packages, journal=journal)
+    plan = resolve(full(RTX_3090, system="ubuntu2404", **driver), {"driver": KEY, **DRIVER})
+    assert ("packages" in ids(plan)) == under_way
+    if under_way:
+        assert {"nvidia-utils-580", "nvidia-compute-utils-580"} <= set(data(plan, "packages")["packages"])
+
+
 def test_signed_modules_of_the_old_branch_go_with_it(full: Make, driven: Make, package: Make) -> None:
     version = "580.173.02-0ubuntu0.24.04.1"
     modules = ["linux-modules-nvidia-580-open-6.8.0-51-generic", "linux-modules-nvidia-580-open-generic"]
