@@ -30,7 +30,8 @@ def driver(seen: Seen) -> dict[str, str]:
 
 def version_of(seen: Seen) -> str:
     """The one version that all of the driver has."""
-    versions = set(driver(seen).values())
+    # Debian's archive has the daemon as a source of its own, with a version of its own.
+    versions = {version for name, version in driver(seen).items() if name != "nvidia-persistenced"}
     assert len(versions) == 1, f"not one version: {driver(seen)}"
     return versions.pop()
 
