@@ -185,6 +185,7 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
     """Return (install, remove): the planned packages and all that move with them, and what has to go for them."""
     row = set_row(driver, host.distribution, knowledge) if host.distribution else None
     known = {name.format(branch=driver.branch) for name in (row or {}).get("names", ())}
+    without_branch = _names_without_branch(driver, host, knowledge) - known
     remove = _other_flavor(driver, host, knowledge)
     install = list(driver.packages)
     foreign = {package.name for package in foreign_packages(driver, host)}
@@ -193,16 +194,28 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
         if name in remove or name in install:
             continue
         successor = _successor(name, driver, host, known)
+        if name in without_branch and f"{name}-{driver.branch}" in known:
+            successor = f"{name}-{driver.branch}"
         if successor and driver.build == "prebuilt" and compiles_modules(successor):
             successor = None
         if successor:
             install.append(successor)
         goes = _of_branch(name, host) and not _named_after_version(name, driver, host)
+        goes = goes or name in without_branch
         replaced = name in foreign or goes or (successor is None and package.compiles)
         if successor != name and replaced:
             remove.append(name)
     remove += [package.name for package in host.packages if package.present and _outlived(package.name, driver, host)]
     return list(dict.fromkeys(install)), list(dict.fromkeys(remove))
+
+
+def _names_without_branch(driver: Driver, host: Host, knowledge: Knowledge) -> set[str]:
+    """Names of a newer branch that have no branch in them, where those of the planned one do: on the way back nothing replaces them."""
+    own = host.installed.branch if host.installed else None
+    if driver.source != "nvidia" or host.distribution is None or own is None or own <= (driver.branch or 0):
+        return set()
+    names = {name for row in host.distribution.sets for name in knowledge.package_sets[row]["names"]}
+    return {name for name in names if "{branch}" not in name} if any("{branch}" in name for name in names) else set()
 
 
 def _named_after_version(name: str, driver: Driver, host: Host) -> bool:

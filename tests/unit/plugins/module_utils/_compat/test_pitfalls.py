@@ -121,6 +121,26 @@ def test_what_nothing_depends_on_is_installed_after_an_interrupted_change(
         assert {"nvidia-utils-580", "nvidia-compute-utils-580"} <= set(data(plan, "packages")["packages"])
 
 
+def test_names_without_a_branch_go_where_the_way_leads_back_to_names_with_one(
+    full: Make, driven: Make, package: Make
+) -> None:
+    both = ["nvidia-modprobe"]
+    names = [
+        "libnvidia-compute",
+        "nvidia-dkms-open",
+        "nvidia-kernel-source-open",
+        "libnvidia-cfg1",
+        "nvidia-firmware",
+        "nvidia-persistenced",
+    ]
+    packages = [package(name, "595.71.05-1ubuntu1", "nvidia") for name in [*names, *both]]
+    seen = full(RTX_3090, system="ubuntu2404", **driven("595.71.05", packages=packages))
+    desired = {"driver": {**KEY, "branch": "580", "downgrade_allowed": True}, **DRIVER}
+    change = data(resolve(seen, desired), "packages")
+    assert set(change["remove"]) == set(names)
+    assert {"libnvidia-cfg1-580", "nvidia-modprobe", "nvidia-compute-utils-580"} <= set(change["packages"])
+
+
 def test_signed_modules_of_the_old_branch_go_with_it(full: Make, driven: Make, package: Make) -> None:
     version = "580.173.02-0ubuntu0.24.04.1"
     modules = ["linux-modules-nvidia-580-open-6.8.0-51-generic", "linux-modules-nvidia-580-open-generic"]
