@@ -540,6 +540,16 @@ def test_files_that_would_cost_the_desktop_are_not_put_in_place(manager, run, tm
     assert [argv for argv in run.calls("--purge") if "--simulate" not in argv] == []
 
 
+def test_headers_go_where_they_are_named_and_only_there(manager, run):
+    run.rows = [row("linux-headers-amd64"), row("dkms")]
+    run.on("install", "--purge", "--simulate", answer=("Purg dkms [3.2]\nPurg linux-headers-amd64 [6.12]\n", 0))
+    manager.install_files([], ["dkms", "linux-headers-amd64"])
+    (done,) = [argv for argv in run.calls("install", "--purge") if "--simulate" not in argv]
+    assert done[-2:] == ["dkms-", "linux-headers-amd64-"]
+    with pytest.raises(DriverError, match="linux-headers-amd64"):
+        manager.install_files([], ["dkms"])
+
+
 def test_left_configuration_of_removed_packages_is_purged(manager, run):
     run.rows = [row("nvidia-kernel-support", state="config-files"), row("foreign", state="config-files")]
     manager.install_files([], ["nvidia-kernel-support"])
