@@ -225,11 +225,13 @@ def _named_after_version(name: str, driver: Driver, host: Host) -> bool:
 
 
 def _outlived(name: str, driver: Driver, host: Host) -> bool:
-    """Whether a package of the branch that goes is removed by nothing else: compiled modules, which have the kernel's version, and firmware
-    of an earlier version."""
-    own = host.installed.branch if host.installed else None
-    parts = ("linux-modules-nvidia-", "nvidia-firmware-")
-    return name.startswith(parts) and own != driver.branch and _of_branch(name, host)
+    """Whether a package of what goes is removed by nothing else: compiled modules, which have the kernel's version, and firmware of an
+    earlier version."""
+    if name.startswith("nvidia-firmware-"):
+        return host.installed is not None and host.installed.branch != driver.branch and _of_branch(name, host)
+    modules = re.match(r"linux-modules-nvidia-(\d+)(-open)?-", name)
+    planned = (str(driver.branch), driver.flavor == "open", "distro")
+    return modules is not None and (modules[1], bool(modules[2]), driver.source) != planned
 
 
 def _of_branch(name: str, host: Host) -> bool:

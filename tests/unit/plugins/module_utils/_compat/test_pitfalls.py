@@ -151,6 +151,9 @@ def test_signed_modules_of_the_old_branch_go_with_it(full: Make, driven: Make, p
     desired = {"driver": {"source": "distro", "branch": "595"}, **DRIVER}
     change = data(resolve(full(RTX_3090, system="ubuntu2404", **driver), desired), "packages")
     assert set(modules) <= set(change["remove"])
+    flavor = {"driver": {"source": "distro", "branch": "580", "flavor": "proprietary"}, **DRIVER}
+    change = data(resolve(full(RTX_3090, system="ubuntu2404", **driver), flavor), "packages")
+    assert set(modules) <= set(change["remove"])
     same = {"driver": {"source": "distro", "branch": "580"}, **DRIVER}
     kept = resolve(full(RTX_3090, system="ubuntu2404", **driver), same)
     assert not [action for action in kept["actions"] if set(modules) & set(action["data"].get("remove", ()))]
