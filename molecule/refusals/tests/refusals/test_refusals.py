@@ -7,6 +7,8 @@ import json
 import pytest
 from checks import driver
 
+pytestmark = pytest.mark.timeout(600)  # whole provisioning runs, also on a machine that has more to do
+
 PROVISION = "provision-gpu.yml"
 HOSTS = "ws-clash,ws-nogpu,ws-1080ti"
 

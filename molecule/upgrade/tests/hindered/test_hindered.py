@@ -7,6 +7,8 @@ import re
 import pytest
 from checks import driver
 
+pytestmark = pytest.mark.timeout(600)  # whole provisioning runs, also on a machine that has more to do
+
 STAGED = "/var/lib/gpufleet/staged/transaction.json"
 UPGRADE = (
     *("provision-gpu.yml", "--limit", "ws-mixed", "--tags", "driver"),
