@@ -254,15 +254,7 @@ def _choose_configuration(path: str) -> dict[str, str]:
     link = "/etc/modprobe.d/nvidia.conf"
     return {
         "postinst": f'#!/bin/sh\n[ "$1" != configure ] || ln -sfn {path} {link}\n',
-        "postrm": f"""\
-#!/bin/sh
-if [ "$1" = remove ] && [ "$(readlink {link})" = {path} ]; then
-  rm {link}
-  for other in /etc/nvidia/*/nvidia-modprobe.conf; do
-    [ ! -e "$other" ] || [ "$other" = {path} ] || ln -sfn "$other" {link}
-  done
-fi
-""",
+        "postrm": f'#!/bin/sh\n[ "$(readlink {link})" != {path} ] || rm {link}\n',
     }
 
 
