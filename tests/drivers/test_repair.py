@@ -65,7 +65,10 @@ def interrupt_packages(host: Host) -> None:
     """dpkg: unpacked and not configured. rpm: the new version is in the database, the old one is not gone yet."""
     if host.rpm:
         url = f"http://{harness.server_address()}/nvidia/{host.persona['nvidia']}/x86_64/nvidia-persistenced-580.105.08-1.el9.x86_64.rpm"
-        host.run(f"rpm --install --justdb --nodeps --force --noscripts --notriggers {url}")
+        fetch = f"python3 -c \"import urllib.request as r; r.urlretrieve('{url}', '/tmp/older.rpm')\""
+        host.run(
+            f"{fetch}; rpm --install --justdb --nodeps --force --noscripts --notriggers /tmp/older.rpm; rm /tmp/older.rpm"
+        )
     else:
         host.run(
             "cd /tmp && apt-get -qq download libcuda1=$(dpkg-query -W -f '${Version}' libcuda1)\n"
