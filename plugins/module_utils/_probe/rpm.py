@@ -100,12 +100,17 @@ def header(blob: bytes) -> dict[str, str]:
 
 
 def _rows(host: Host, path: str, query: str, *values: Any) -> list[Any]:
-    """Ask a SQLite database that is read as it lies there: it is not locked, no journal is looked for, and so nothing is written."""
+    """Ask a SQLite database. It is read as it lies there: nothing is written, and nobody is kept from writing.
+
+    What waits in its write-ahead log counts: dnf leaves the end of a transaction there, and the file itself may know of its beginning only.
+    """
     import sqlite3  # pylint: disable=import-outside-toplevel  # 5 ms that only hosts with such a database have to spend
 
     address = re.sub(r"[%?#]", lambda match: f"%{ord(match.group()):02x}", host.at(path))
+    log = host.lstat(f"{path}-wal")
+    how = "mode=ro&readonly_shm=1" if log and log.st_size else "immutable=1"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{address}?immutable=1", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"file:{address}?{how}", uri=True)) as database:
             return database.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise Unreadable(f"{path}: {error}") from None

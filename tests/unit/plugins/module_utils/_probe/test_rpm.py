@@ -319,6 +319,20 @@ def test_reading_the_history_writes_nothing(tree):
     assert {path.name: path.stat().st_mtime_ns for path in tree.path("/var/lib/dnf").iterdir()} == before
 
 
+def test_the_end_of_a_transaction_counts_while_it_waits_in_the_write_ahead_log(tree):
+    folder = _history(tree, 0).path("/var/lib/dnf")
+    with contextlib.closing(
+        sqlite3.connect(folder / "history.sqlite")
+    ) as dnf:  # as dnf's connection is while it has not ended
+        dnf.executescript(
+            "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; UPDATE trans SET state = 1 WHERE id = 7;"
+        )
+        before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()}
+        assert before["history.sqlite-wal"][1] > 0
+        assert rpm.unfinished(tree.host()) is None
+        assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("content", [b"garbage " * 1000, b"SQLite format 3\0" + bytes(200)])
 def test_a_damaged_history_hides_no_packages(tree, content):
     unknown = []
