@@ -215,11 +215,17 @@ class Dnf:
         there = {package.name for package in self._all_installed()}
         missing = [name for name in names if name not in there]
         if missing:
-            with tempfile.TemporaryDirectory() as folder:
-                transaction = Transaction(install=tuple(missing))
-                self.download(transaction, Path(folder))
-                self.install(transaction, Path(folder))
-            self._remember(added=sorted({*self._state().get("added", []), *missing}))
+            before = self._state().get("added", [])
+            # First, because a run that is killed in between would take them for the user's ever after.
+            self._remember(added=sorted({*before, *missing}))
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    transaction = Transaction(install=tuple(missing))
+                    self.download(transaction, Path(folder))
+                    self.install(transaction, Path(folder))
+            except DriverError:
+                self._remember(added=before)
+                raise
 
     def _why_unusable(self, answer: t.Mapping[str, t.Any], output: str) -> str:
         url = _url(self._request) or f"repository {REPOSITORY}"

@@ -314,6 +314,32 @@ def test_the_lock_plugin_and_epel_are_added_where_they_are_missing(root):
     ]
 
 
+def test_what_is_added_is_known_to_be_ours_also_when_the_run_is_killed_while_it_is_installed(root):
+    class Killed(Commands):
+        def __call__(self, argv, time_limit, environment=None, text=""):
+            done = super().__call__(argv, time_limit, environment, text)
+            if self.requests and self.requests[-1]["operation"] == "apply":
+                raise KeyboardInterrupt
+            return done
+
+    files = [{"name": "epel-release", "version": "10-7", "arch": "noarch", "path": str(put(root, "/x.rpm", "x"))}]
+    commands = Killed(refresh=answer(streams=[]), download=answer(changes=[], files=files), apply=answer(changes=[]))
+    with pytest.raises(KeyboardInterrupt):
+        Dnf(commands, str(root)).refresh(replace(REQUEST, headers=("epel-release",)))
+    later = Commands()
+    Dnf(later, str(root)).forget()
+    assert later.did("rpm", "-e") == [["rpm", "-e", "epel-release"]]
+
+
+def test_what_could_not_be_added_is_not_ours_when_the_user_adds_it_later(root):
+    commands = Commands(refresh=answer(streams=[]), download=answer(error="missing", text="epel-release"))
+    with pytest.raises(DriverError):
+        Dnf(commands, str(root)).refresh(replace(REQUEST, headers=("epel-release",)))
+    later = Commands()
+    Dnf(later, str(root)).forget()
+    assert not later.did("rpm", "-e")
+
+
 def test_passwords_of_a_proxy_are_on_no_command_line(root):
     commands = Commands(refresh=answer(streams=[]))
     proxy = {"https": "http://user:geheim@proxy:3128", "no_proxy": "localhost", "ca_file": "/etc/pki/ca.pem"}
