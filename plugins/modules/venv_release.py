@@ -64,7 +64,7 @@ options:
     type: str
   package_index_url:
     description:
-      - URL of the package index for everything that the torch index does not have. Empty means the one that uv uses on this host.
+      - URL of the package index for everything outside torch's family. Empty means the one that uv uses on this host.
     type: str
     default: ""
   proxy:
@@ -84,6 +84,11 @@ options:
       ca_file:
         description: Path, on the host, of the certificates to trust instead of the system's.
         type: path
+  lock:
+    description:
+      - Text of the lock, in which every package of the environment stands with its version and the SHA-256 of its files. Nothing else is
+        installed. The plan names its file on the controller (RV(gpufleet.workstation.plan#module:plan)). Required where O(state=present).
+    type: str
   interpreter:
     description:
       - Path of the Python interpreter that the environment is made with. Required where O(state=present).
@@ -298,6 +303,7 @@ def main() -> None:
                 "ca_file": {"type": "path"},
             },
         },
+        "lock": {"type": "str"},
         "interpreter": {"type": "path"},
         "owner": {"type": "str", "default": "root"},
         "group": {"type": "str", "default": "root"},
@@ -311,7 +317,7 @@ def main() -> None:
         "uv_archive": {"type": "path"},
         "uv_wheel": {"type": "path", "default": ""},
     }
-    needed = ["spec", "spec_digest", "release_base", "index_url", "interpreter"]
+    needed = ["spec", "spec_digest", "release_base", "index_url", "lock", "interpreter"]
     module = AnsibleModule(spec, supports_check_mode=True, required_if=[("state", "present", needed)])
     os.umask(0o022)
     for url in (module.params["index_url"], module.params["package_index_url"]):
@@ -345,6 +351,7 @@ def _request(params: dict[str, Any]) -> Request:
         release_base=params["release_base"] or "",
         index_url=params["index_url"] or "",
         package_index_url=params["package_index_url"],
+        lock=params["lock"] or "",
         interpreter=params["interpreter"] or "",
         owner=params["owner"],
         group=params["group"],

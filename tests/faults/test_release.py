@@ -57,7 +57,7 @@ class Fleet:
 
     def command(self, extra: str, die_in: str = "", die_after: bool = False, **changes: Any) -> list[str]:
         """The driver's command for an environment with the requirement ``extra``."""
-        spec = {**unit.SPEC, "requirements": [extra] if extra else []}
+        spec, text = unit.locked({**unit.SPEC, "requirements": [extra] if extra else []}, self.url)
         digest = model.digest(spec)
         request = {
             "layout": [self.layout.root, self.layout.name],
@@ -66,6 +66,7 @@ class Fleet:
             "release_base": f"2.9.1-cu128-{digest[:8]}",
             "index_url": f"{self.url}/cu128",
             "package_index_url": f"{self.url}/packages",
+            "lock": text,
             "interpreter": unit.system_python(),
             "sm": ["sm_120"],
             "time_limit": 60,

@@ -103,6 +103,8 @@ class Desired:
     root: str
     package_index_url: str
     keep: int
+    locks: t.Mapping[str, str]
+    """Environment name to the sha256 of its lock."""
     runtime: DesiredRuntime
     proof: t.Mapping[str, t.Any]
     steps: tuple[str, ...]
@@ -112,7 +114,19 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
     """Check and complete a desired state. Raises InvalidDesired, naming the variable."""
     top = _Section("", {} if given is None else given)
     top.only(
-        "driver", "torch", "python", "environments", "root", "package_index_url", "keep", "runtime", "proof", "steps"
+        *(
+            "driver",
+            "torch",
+            "python",
+            "environments",
+            "root",
+            "package_index_url",
+            "keep",
+            "locks",
+            "runtime",
+            "proof",
+            "steps",
+        )
     )
     torch = _torch(top.section("torch"))
     python = _python(top, "python")
@@ -122,6 +136,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
         root=_root(top),
         package_index_url=top.url("package_index_url"),
         keep=top.number("keep", 2, 2),
+        locks=dict(top.section("locks").values),
         runtime=_runtime(top.section("runtime")),
         proof=_proof(top.section("proof")),
         steps=_steps(top),

@@ -163,6 +163,8 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         "arch": host.arch,
         "schema": 1,
     }
+    if name in wanted.locks:
+        spec["lock"] = wanted.locks[name]
     digest = hashlib.sha256(
         json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     ).hexdigest()

@@ -27,7 +27,7 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import record, startup, tool
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, record, startup, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     BUILD_ACCOUNT,
     Layout,
@@ -63,7 +63,6 @@ _PASSED_ON = (
 )
 """Variables of the task that reach uv. Everything else is left behind."""
 
-FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 MIB = 1024 * 1024
 _ACCOUNT_COMMENT = "builds the environments of gpufleet.workstation"
 _CACHE_KEPT = 7 * 24 * 3600
@@ -213,40 +212,27 @@ class Builder:
             self._run_uv("make the virtual environment", command)
 
     def install(self) -> None:
-        """Install torch's family from the torch index, then the requirements from the package index alone."""
-        spec = self._request.spec
-        step = f"install torch {spec['torch']}"
-        wanted = [f"torch=={spec['torch']}"]
-        wanted += [f"{project}=={version}" for project, version in sorted((spec.get("companions") or {}).items())]
+        """Install what the lock names, with its hashes: torch's family from the torch index, all else from the package index."""
+        wanted = lock.parse(self._request.lock)
+        python = os.path.join(self._release, "bin", "python")
         command = [
             "pip",
             "install",
             "--no-build",
+            "--no-deps",
+            "--require-hashes",
             "--python",
-            os.path.join(self._release, "bin", "python"),
+            python,
             "--requirements",
             "-",
         ]
         with self._open_cache():
-            self._run_uv(step, command, text="\n".join(wanted) + "\n", index=self._request.index_url)
-            if spec.get("requirements"):
-                pinned = self._family()
-                self._run_uv(
-                    "install the requirements", command, text="\n".join(pinned + list(spec["requirements"])) + "\n"
-                )
-            self._run_uv(
-                "check the requirements", ["pip", "check", "--python", os.path.join(self._release, "bin", "python")]
-            )
+            step = f"install torch {self._request.spec['torch']}"
+            self._run_uv(step, command, text=wanted.part(torch_index=True), index=self._request.index_url)
+            step = "install what torch and the requirements need"
+            self._run_uv(step, command, text=wanted.part(torch_index=False), index=self._request.package_index_url)
+            self._run_uv("check the requirements", ["pip", "check", "--python", python])
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _family(self) -> list[str]:
-        """Pins of what came from the torch index for torch's sake: satisfied, so that no other index is asked for it."""
-        installed = record.distributions(record.site_packages(self._release))
-        return [
-            f"{project}=={version}"
-            for project, version in installed.items()
-            if project in FAMILY or project.startswith("nvidia-")
-        ]
 
     def check_record(self) -> None:
         """Compare what was installed with RECORD: sizes, and contents too where the cache is older than this build."""
@@ -326,10 +312,8 @@ class Builder:
             UV_LINK_MODE="copy" if self._warm else "hardlink",
             UV_PYTHON_DOWNLOADS="never",
         )
-        if self._request.package_index_url:
-            environment["UV_DEFAULT_INDEX"] = self._request.package_index_url
         if index:
-            environment["UV_INDEX"] = index
+            environment["UV_DEFAULT_INDEX"] = index
         return environment
 
     def _run(self, step: str, argv: list[str], environment: dict[str, str], text: str = "") -> Ended:

@@ -12,6 +12,8 @@ import re
 import stat
 import typing as t
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
+
 SCHEMA = 1
 BUILD_ACCOUNT = "gpufleet"
 """System account that downloads, unpacks and compiles, and proves the environments whose owner is root."""
@@ -100,6 +102,7 @@ class Request:
     release_base: str = ""
     index_url: str = ""
     package_index_url: str = ""
+    lock: str = ""
     interpreter: str = ""
     owner: str = "root"
     group: str = "root"
@@ -208,6 +211,7 @@ def check_present(request: Request) -> None:
                 f"the requirement {requirement!r} is not a project name with extras, versions or a marker",
                 "Options, URLs and paths are not possible: packages come from the package index.",
             )
+    _check_lock(request)
     for option, url in (("index_url", request.index_url), ("package_index_url", request.package_index_url)):
         if (url or option == "index_url") and not re.match(r"(https?|file)://[^\s]+\Z", url):
             raise BadInput(
@@ -223,6 +227,19 @@ def check_present(request: Request) -> None:
             "Install this Python on the host, or ask for another one; then plan again.",
         )
     check_limits(request)
+
+
+def _check_lock(request: Request) -> None:
+    """The lock has to be the one that the spec names, made for this spec; raises BadInput."""
+    remedy = "Hand over the lock's text as the plan's lock_file holds it."
+    if lock.digest(request.lock) != request.spec.get("lock"):
+        raise BadInput("lock", "it is not the lock that the spec names by its sha256", remedy)
+    try:
+        parsed = lock.parse(request.lock)
+    except lock.InvalidLock as error:
+        raise BadInput("lock", str(error), remedy) from None
+    if parsed.inputs != lock.inputs(request.spec):
+        raise BadInput("lock", "it was made for another specification", remedy)
 
 
 def check_limits(request: Request) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import COMMAND_PATH
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
     environment_files,
@@ -186,10 +187,22 @@ class Fleet:
         )
         return Run(done.returncode, done.stdout + done.stderr)
 
-    @staticmethod
-    def _provisioned(observation: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+    def _locked(self, observation: dict[str, Any], environments: list[dict[str, Any]]) -> dict[str, str]:
+        """Put a lock of every environment beside the inventory, as an earlier run would have; return their digests."""
+        digests = {}
+        for item in resolve(observation, {"environments": environments})["environments"]:
+            text = lock.Lock(lock.inputs(item["spec"]), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,)),)).render()
+            path = self.folder / ".gpufleet/locks" / lock.file_name(item["spec"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            digests[item["name"]] = lock.digest(text)
+        return digests
+
+    def _provisioned(self, observation: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """What the host shows once everything that the planner wants is there."""
-        plan = resolve(observation, {"environments": variables.get("torch_env_environments", [{"name": "base"}])})
+        environments = variables.get("torch_env_environments", [{"name": "base"}])
+        locks = self._locked(observation, environments)
+        plan = resolve(observation, {"environments": environments, "locks": locks})
         assert plan["feasible"], plan["refusals"]
         seen: dict[str, Any] = {"environments": [], "files": {}, "runtime": {}}
         for item in plan["environments"]:

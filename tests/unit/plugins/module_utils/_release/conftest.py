@@ -40,16 +40,19 @@ class Bench:
         return self.root / "base"
 
     def request(self, **changes: Any) -> model.Request:
-        """A request for the tiny torch; keyword arguments change the spec where they are part of it."""
+        """A request for the tiny torch; keyword arguments change the spec where they are part of it. ``index``: URL of another server."""
         spec = {**SPEC, **{key: changes.pop(key) for key in list(changes) if key in SPEC}}
+        index = changes.pop("index", self.url)
+        spec, text = tiny_index.locked(spec, index)
         digest = model.digest(spec)
         values: dict[str, Any] = {
             "layout": model.Layout(str(self.root), spec["name"]),
             "spec": spec,
             "spec_digest": digest,
             "release_base": f"{spec['torch'].replace('+', '-')}-{digest[:8]}",
-            "index_url": f"{self.url}/cu128",
+            "index_url": f"{index}/cu128",
             "package_index_url": f"{self.url}/packages",
+            "lock": text,
             "interpreter": system_python(),
             "sm": ("sm_120",),
             "time_limit": 60,

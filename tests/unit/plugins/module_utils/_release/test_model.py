@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import model
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, model
 
 SPEC = {
     "name": "base",
@@ -21,6 +21,8 @@ SPEC = {
 
 
 def request_for(spec: dict[str, Any], **changes: Any) -> model.Request:
+    text = lock.Lock(lock.inputs(spec), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,)),)).render()
+    spec = {**spec, "lock": lock.digest(text)}
     digest = model.digest(spec)
     request = model.Request(
         layout=model.Layout("/opt/gpufleet/envs", "base"),
@@ -28,6 +30,7 @@ def request_for(spec: dict[str, Any], **changes: Any) -> model.Request:
         spec_digest=digest,
         release_base=f"2.9.1-cu128-{digest[:8]}",
         index_url="https://download.pytorch.org/whl/cu128",
+        lock=text,
         interpreter="/bin/sh",
         sm=("sm_120",),
     )
@@ -36,6 +39,21 @@ def request_for(spec: dict[str, Any], **changes: Any) -> model.Request:
 
 def test_the_digest_is_that_of_the_canonical_json() -> None:
     assert model.digest({"b": 1, "a": "x y"}) == hashlib.sha256(b'{"a":"x y","b":1}').hexdigest()
+
+
+def test_a_lock_that_the_spec_does_not_name_is_refused() -> None:
+    request = request_for(SPEC)
+    with pytest.raises(model.BadInput, match="sha256"):
+        model.check_present(dataclasses.replace(request, lock=request.lock.replace("0" * 64, "1" * 64)))
+
+
+def test_a_lock_of_another_specification_is_refused() -> None:
+    text = request_for({**SPEC, "requirements": []}).lock
+    spec = {**SPEC, "lock": lock.digest(text)}
+    digest = model.digest(spec)
+    request = dataclasses.replace(request_for(SPEC), spec=spec, lock=text, spec_digest=digest)
+    with pytest.raises(model.BadInput, match="another specification"):
+        model.check_present(dataclasses.replace(request, release_base=f"2.9.1-cu128-{digest[:8]}"))
 
 
 def test_a_plan_entry_passes() -> None:

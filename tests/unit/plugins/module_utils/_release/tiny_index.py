@@ -8,6 +8,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
 import shutil
 import sys
@@ -16,6 +17,10 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 
 SPEC = {
     "name": "base",
@@ -26,6 +31,18 @@ SPEC = {
     "arch": "x86_64",
     "schema": 1,
 }
+
+
+def locked(spec: dict[str, Any], url: str) -> tuple[dict[str, Any], str]:
+    """The specification with its lock, and the lock's text, resolved by uv as on a controller; raises locks.NoLock."""
+    text = _lock(json.dumps(spec), url)
+    return {**spec, "lock": lock.digest(text)}, text
+
+
+@functools.cache
+def _lock(spec: str, url: str) -> str:
+    indexes = locks.Indexes(f"{url}/cu128", f"{url}/packages")
+    return locks.resolve(json.loads(spec), indexes, None, lambda: str(uv_program())).render()
 
 
 def system_python() -> str | None:
@@ -115,7 +132,7 @@ def write_wheel(
     path = directory / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in contents.items():
-            archive.writestr(name, text)
+            archive.writestr(zipfile.ZipInfo(name), text)  # without the time, so that the same wheel has the same hash
     return path
 
 

@@ -1,0 +1,201 @@
+"""Locks: resolved for the host's platform, each package from its own index, kept until somebody asks for a change."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks, uv
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils/_release"))
+import tiny_index
+from tiny_index import SPEC
+
+pytestmark = pytest.mark.skipif(tiny_index.uv_program() is None, reason="needs uv")
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Path, str]]:
+    """A folder with a torch index and a package index, and its URL."""
+    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
+        tiny_index.tiny_torch_index(Path(directory) / "cu128")
+        tiny_index.tiny_package_index(Path(directory) / "packages")
+        with tiny_index.serve(Path(directory)) as url:
+            yield Path(directory), url
+
+
+def program() -> str:
+    return str(tiny_index.uv_program())
+
+
+def indexes(url: str) -> locks.Indexes:
+    return locks.Indexes(f"{url}/cu128", f"{url}/packages")
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    return {**SPEC, **changes}
+
+
+def ensure(url: str, folder: Path, wanted: dict[str, Any], **more: Any) -> locks.Locked:
+    return locks.ensure(wanted, indexes(url), folder, program=program, **more)
+
+
+def versions(path: Path) -> dict[str, str]:
+    return {item.name: item.version for item in lock.parse(path.read_text()).packages}
+
+
+def test_a_lock_holds_everything_with_hashes_of_the_files(served: tuple[Path, str], tmp_path: Path) -> None:
+    locked = ensure(served[1], tmp_path, spec(requirements=["plainpkg<2"]))
+    assert versions(locked.path) == {
+        "torch": "2.9.1+cu128",
+        "torchvision": "0.24.1+cu128",
+        "torchaudio": "2.9.1+cu128",
+        "nvidia-tiny": "12.8.1",
+        "nvidia-small": "12.8.2",
+        "plainpkg": "1.0",
+    }
+    wheel = next((served[0] / "cu128/torch").glob("torch-2.9.1*.whl"))
+    text = locked.path.read_text()
+    assert f"sha256:{uv.tool.sha256_of(str(wheel))}" in text
+    assert locked.digest == lock.digest(text)
+    assert locked.written
+    assert "+ torch 2.9.1+cu128" in locked.changes
+
+
+def test_a_lock_that_is_there_is_taken_without_asking_an_index(served: tuple[Path, str], tmp_path: Path) -> None:
+    first = ensure(served[1], tmp_path, spec())
+    again = locks.ensure(spec(), locks.Indexes("http://127.0.0.1:9/nothing"), tmp_path, program=program)
+    assert (again.digest, again.changes, again.written) == (first.digest, [], False)
+
+
+def test_versions_change_only_on_request(served: tuple[Path, str], tmp_path: Path) -> None:
+    old = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]))
+    text = old.path.read_text()
+    assert versions(old.path)["plainpkg"] == "2.0"
+    page = served[0] / "packages/plainpkg"
+    wheel = tiny_index.write_wheel(page, "plainpkg", "3.0", {"plainpkg.py": "VALUE = 3\n"})
+    tiny_index.write_index(served[0] / "packages")
+    try:
+        assert ensure(served[1], tmp_path, spec(requirements=["plainpkg"])).changes == []
+        assert old.path.read_text() == text
+        upgraded = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]), upgrade=True)
+        assert upgraded.changes == ["~ plainpkg 2.0 -> 3.0"]
+        assert upgraded.digest != old.digest
+    finally:
+        wheel.unlink()
+        tiny_index.write_index(served[0] / "packages")
+
+
+def test_another_requirement_leaves_the_versions_of_the_others_alone(served: tuple[Path, str], tmp_path: Path) -> None:
+    ensure(served[1], tmp_path, spec(requirements=["plainpkg<2"]))
+    locked = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]))
+    assert versions(locked.path)["plainpkg"] == "1.0"
+    assert len(list((tmp_path / "base").glob("*.txt"))) == 2
+
+
+def test_check_mode_writes_nothing_and_predicts_the_same_lock(served: tuple[Path, str], tmp_path: Path) -> None:
+    predicted = ensure(served[1], tmp_path, spec(), write=False)
+    assert list(tmp_path.iterdir()) == []
+    assert ensure(served[1], tmp_path, spec()).digest == predicted.digest
+
+
+def test_torch_never_comes_from_the_package_index(served: tuple[Path, str], tmp_path: Path) -> None:
+    """Dependency confusion: the package index serves a torch, and a newer library of NVIDIA's name."""
+    page = served[0] / "packages/nvidia-tiny"
+    tiny_index.write_wheel(page, "nvidia-tiny", "99.0", {"nvidia/evil.py": ""})
+    tiny_index.write_index(served[0] / "packages")
+    locked = ensure(served[1], tmp_path, spec())
+    assert (versions(locked.path)["torch"], versions(locked.path)["nvidia-tiny"]) == ("2.9.1+cu128", "12.8.1")
+
+
+def test_what_the_torch_index_serves_beside_the_family_is_not_taken(served: tuple[Path, str], tmp_path: Path) -> None:
+    page = served[0] / "cu128/plainpkg"
+    tiny_index.write_wheel(page, "plainpkg", "99.0", {"plainpkg.py": "VALUE = 'evil'\n"})
+    tiny_index.write_index(served[0] / "cu128")
+    locked = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]))
+    assert versions(locked.path)["plainpkg"] == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"requirements": ["wantsold"]}, "torch"),
+        ({"requirements": ["nosuchproject"]}, "nosuchproject was not found"),
+        ({"requirements": ["sourceonly"]}, "has no usable wheels"),
+        ({"torch": "2.9.2+cu128"}, "no version of torch==2.9.2"),
+        ({"companions": {"torchvision": "0.24.0"}}, "torchvision"),
+        ({"python": "auto"}, "Python"),
+        ({"arch": "riscv64"}, "architecture"),
+    ],
+)
+def test_what_cannot_be_locked_is_told(
+    served: tuple[Path, str], tmp_path: Path, changes: dict[str, Any], cause: str
+) -> None:
+    with pytest.raises(locks.NoLock, match=cause):
+        ensure(served[1], tmp_path, spec(**changes))
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_an_edited_lock_is_refused(served: tuple[Path, str], tmp_path: Path) -> None:
+    path = ensure(served[1], tmp_path, spec()).path
+    path.write_text(path.read_text().replace("nvidia-tiny==12.8.1", "nvidia-tiny==12.8.0") + "\n# mine\n")
+    with pytest.raises(locks.NoLock, match="edited by hand"):
+        ensure(served[1], tmp_path, spec())
+
+
+def test_a_lock_of_other_inputs_under_this_name_is_refused(served: tuple[Path, str], tmp_path: Path) -> None:
+    path = ensure(served[1], tmp_path, spec()).path
+    path.write_text(lock.Lock({"name": "other"}, lock.parse(path.read_text()).packages).render())
+    with pytest.raises(locks.NoLock, match="other inputs"):
+        ensure(served[1], tmp_path, spec())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(served: tuple[Path, str], tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(locks.NoLock, match="gpufleet_state_dir"):
+        ensure(served[1], tmp_path, spec())
+
+
+def test_credentials_reach_neither_lock_nor_message(served: tuple[Path, str], tmp_path: Path) -> None:
+    url = served[1].replace("http://", "http://user:secret@")
+    locked = ensure(url, tmp_path, spec())
+    assert "secret" not in locked.path.read_text()
+    with pytest.raises(locks.NoLock) as caught:
+        ensure(url, tmp_path, spec(torch="2.9.2+cu128"))
+    assert "secret" not in str(caught.value)
+
+
+def test_an_index_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(locks.NoLock, match="uv on the controller says"):
+        locks.ensure(
+            spec(), locks.Indexes("http://127.0.0.1:9/cu128", "http://127.0.0.1:9/p"), tmp_path, program=program
+        )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "torch==2.9.1\n",
+        "# Lock 1 of gpufleet.workstation. Made by playbooks/lock.yml; keep it under version control.\n{}\n",
+    ],
+)
+def test_what_is_no_lock_is_not_read_as_one(text: str) -> None:
+    with pytest.raises(lock.InvalidLock):
+        lock.parse(text)
+
+
+def test_the_difference_names_what_comes_goes_and_changes() -> None:
+    def of(**packages: str) -> lock.Lock:
+        rows = [lock.Pinned(name, version, ("0" * 64,)) for name, version in packages.items()]
+        return lock.Lock(json.loads("{}"), tuple(rows))
+
+    assert lock.difference(of(a="1", b="1", c="1"), of(b="1", c="2", d="1")) == ["- a 1", "~ c 1 -> 2", "+ d 1"]
