@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import INPUT_REFUSALS, resolve
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import clean
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
     InvalidVariables,
     desired_state,
@@ -25,6 +26,7 @@ from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables imp
 )
 
 MINIMUM_ANSIBLE = (2, 19)
+_PLACES = ("gpufleet_state_dir", "inventory_dir")
 
 
 class ActionModule(ActionBase):
@@ -49,13 +51,13 @@ class ActionModule(ActionBase):
         if "observation" not in observed:
             return {**result, "observation": {}, "plan": _unobserved(observed)}
         observation = observed["observation"]
-        plan = resolve(observation, desired)
+        plan = self._resolve(observation, desired, task_vars)
         urls = urls_to_ask(plan)
         if urls:  # only where something will be downloaded: a converged host is asked once
             request = {**request, "urls": urls}
             observed = self._execute_module("gpufleet.workstation.gpu_info", module_args=request, task_vars=task_vars)
             observation = observed.get("observation", observation)
-            plan = resolve(observation, desired)
+            plan = self._resolve(observation, desired, task_vars)
         wrong = [f"{item['reason']}. {item['remedy']}" for item in plan["refusals"] if item["code"] in INPUT_REFUSALS]
         if wrong:
             return {**result, **_stop_the_run(task_vars, " ".join(wrong))}
@@ -65,6 +67,30 @@ class ActionModule(ActionBase):
         if self._task.diff:
             result["diff"] = [_diff(action) for action in plan["actions"]]
         return result
+
+    def _resolve(
+        self, observation: dict[str, Any], desired: dict[str, Any], task_vars: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Plan with the locks of the host's environments; what has to be built and has none yet gets one."""
+        plan = resolve(observation, desired)
+        if "torch" not in plan["steps"]:
+            return plan
+        folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in _PLACES})
+        try:
+            found = {item["name"]: locks.existing(item["spec"], folder) for item in plan["environments"]}
+            plan = resolve(observation, {**desired, "locks": _digests(found)})
+            if not self._task.check_mode and plan["feasible"]:
+                missing = [item for item in plan["environments"] if _is_built(item) and not found[item["name"]]]
+                for item in missing:
+                    found[item["name"]] = locks.ensure(item["spec"], locks.Indexes.of(item), folder)
+                if missing:
+                    plan = resolve(observation, {**desired, "locks": _digests(found)})
+        except locks.NoLock as error:
+            return {**plan, "feasible": False, "actions": [], "refusals": [*plan["refusals"], _no_lock(error)]}
+        for item in plan["environments"]:
+            locked = found[item["name"]]
+            item["lock_file"] = str(locked.path) if locked else None
+        return plan
 
     def _unusable(self) -> str | None:
         if tuple(int(part) for part in ansible_version.split(".")[:2]) < MINIMUM_ANSIBLE:
@@ -85,6 +111,21 @@ class ActionModule(ActionBase):
         )
         desired = desired_state(task_vars, self._templar.template, steps)
         return json.loads(json.dumps(desired))  # plain types: no lazily templated containers past this point
+
+
+def _digests(found: dict[str, locks.Locked | None]) -> dict[str, str]:
+    return {name: locked.digest for name, locked in found.items() if locked}
+
+
+def _is_built(environment: dict[str, Any]) -> bool:
+    return any(action["id"].startswith("torch.build:") for action in environment["actions"])
+
+
+def _no_lock(error: locks.NoLock) -> dict[str, Any]:
+    remedy = (
+        "A controller that reaches the indexes can make the locks (playbooks/lock.yml); keep them with the inventory."
+    )
+    return {"code": "lock", "gpu": None, "reason": f"an environment cannot be locked: {error}", "remedy": remedy}
 
 
 def _stop_the_run(task_vars: dict[str, Any], problem: str) -> dict[str, Any]:

@@ -54,6 +54,29 @@ class Indexes:
     torch: str
     packages: str = ""
 
+    @classmethod
+    def of(cls, environment: Mapping[str, Any]) -> Indexes:
+        """Those of an environment of the plan."""
+        return cls(environment["index_url"], environment["package_index_url"])
+
+
+def folder_for(variables: Mapping[str, Any]) -> Path:
+    """Where the locks of an inventory lie: in gpufleet_state_dir, by default a folder beside the inventory."""
+    given = variables.get("gpufleet_state_dir")
+    if given:
+        return Path(str(given)).expanduser() / "locks"
+    inventory = variables.get("inventory_dir")
+    # Ansible reads everything in a folder of inventories but what begins with a dot.
+    state = Path(str(inventory)) / ".gpufleet" if inventory else Path.home() / ".local/state/gpufleet"
+    return state / "locks"
+
+
+def existing(spec: Mapping[str, Any], folder: Path) -> Locked | None:
+    """The lock of an environment, where there is one. Raises NoLock for a file that is none."""
+    path = folder / lock.file_name(spec)
+    found = _read(path, spec)
+    return Locked(path, lock.digest(found.render()), [], False) if found else None
+
 
 def ensure(
     spec: Mapping[str, Any],
@@ -61,7 +84,6 @@ def ensure(
     folder: Path,
     *,
     upgrade: bool = False,
-    write: bool = True,
     program: Callable[[], str] = uv.program,
 ) -> Locked:
     """Return the lock of an environment; make it where there is none, or anew where an upgrade is asked for.
@@ -73,9 +95,6 @@ def ensure(
     if before is not None and not upgrade:
         return Locked(path, lock.digest(before.render()), [], False)
     try:
-        if not write:
-            after = resolve(spec, indexes, None, program)
-            return Locked(path, lock.digest(after.render()), lock.difference(before, after), False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w", encoding="ascii") as held:
             fcntl.flock(held, fcntl.LOCK_EX)

@@ -163,8 +163,12 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         "arch": host.arch,
         "schema": 1,
     }
+    built = (host.environment(name).get("stamp") or {}).get("spec") or {}
     if name in wanted.locks:
         spec["lock"] = wanted.locks[name]
+    elif built.get("lock") and {**spec, "lock": built["lock"]} == built:
+        # The controller has no lock, as one that only looks: what was built for these wishes is what is wanted.
+        spec["lock"] = built["lock"]
     digest = hashlib.sha256(
         json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     ).hexdigest()

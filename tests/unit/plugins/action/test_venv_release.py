@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.gpufleet.workstation.plugins.action import venv_release
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release.tool import WHEELS, Wheel
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.tool import Wheel
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
 CONTENT = b"a wheel"
 WHEEL = Wheel("uv-0-py3-none-any.whl", hashlib.sha256(CONTENT).hexdigest(), "any")
@@ -47,7 +48,7 @@ class Action(venv_release.ActionModule):
 @pytest.fixture(autouse=True)
 def small_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A pinned wheel of seven bytes, and a cache of the test's own."""
-    monkeypatch.setattr(venv_release, "WHEELS", {"x86_64": WHEEL})
+    monkeypatch.setattr(uv.tool, "WHEELS", {"x86_64": WHEEL})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "given.whl"
     path.write_bytes(CONTENT)
@@ -66,7 +67,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (Path(command[command.index("--dest") + 1]) / WHEEL.file).write_bytes(CONTENT)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(venv_release.subprocess, "run", run)
+    monkeypatch.setattr(uv.subprocess, "run", run)
     return commands
 
 
@@ -96,55 +97,5 @@ def test_the_users_own_wheel_is_taken_and_nothing_is_downloaded(pip: list[list[s
 
 def test_an_unknown_architecture_is_told_with_the_host() -> None:
     action = Action({"name": "base", "spec": {"arch": "riscv64"}}, [{"uv_needed": True}])
-    with pytest.raises(AnsibleActionFail, match=r"ws1: no uv is known for the architecture 'riscv64'"):
+    with pytest.raises(AnsibleActionFail, match=r"ws1: No uv is known for the architecture 'riscv64'"):
         action.run(None, {"inventory_hostname": "ws1"})
-
-
-def test_the_users_own_wheel_has_to_be_the_pinned_one(small_wheel: Path) -> None:
-    small_wheel.write_bytes(b"another wheel")
-    with pytest.raises(AnsibleActionFail, match="has the sha256"):
-        venv_release.given_wheel(small_wheel, WHEEL)
-    with pytest.raises(AnsibleActionFail, match="cannot be read"):
-        venv_release.given_wheel(small_wheel.with_name("gone.whl"), WHEEL)
-
-
-def test_the_cache_is_filled_once_and_again_when_it_is_damaged(pip: list[list[str]], tmp_path: Path) -> None:
-    path = venv_release.cached_wheel(tmp_path / "kept", WHEEL)
-    assert path.read_bytes() == CONTENT
-    venv_release.cached_wheel(tmp_path / "kept", WHEEL)
-    assert len(pip) == 1
-    path.write_bytes(b"damaged")
-    assert venv_release.cached_wheel(tmp_path / "kept", WHEEL).read_bytes() == CONTENT
-    assert len(pip) == 2
-    assert sorted(entry.name for entry in (tmp_path / "kept").iterdir()) == [".lock", WHEEL.file]
-
-
-@pytest.mark.parametrize(
-    ("stderr", "said"),
-    [
-        ("ERROR: Could not find a version that satisfies the requirement", "Could not find a version"),
-        ("/usr/bin/python3: No module named pip", "No module named pip"),
-        ("", "it says: nothing"),
-    ],
-)
-def test_pips_refusal_is_told_with_the_way_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stderr: str, said: str
-) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", stderr)
-    monkeypatch.setattr(venv_release.subprocess, "run", lambda *_arguments, **_more: failed)
-    with pytest.raises(AnsibleActionFail, match=said) as caught:
-        venv_release.cached_wheel(tmp_path / "kept", WHEEL)
-    assert "torch_env_uv_wheel" in str(caught.value)
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(AnsibleActionFail, match="cannot keep uv in"):
-        venv_release.cached_wheel(tmp_path / "file" / "below", WHEEL)
-
-
-def test_every_real_pin_names_its_architecture() -> None:
-    for architecture, wheel in WHEELS.items():
-        assert architecture in wheel.file
-        assert wheel.platform in wheel.file
-        assert len(wheel.sha256) == 64

@@ -100,10 +100,20 @@ def test_another_requirement_leaves_the_versions_of_the_others_alone(served: tup
     assert len(list((tmp_path / "base").glob("*.txt"))) == 2
 
 
-def test_check_mode_writes_nothing_and_predicts_the_same_lock(served: tuple[Path, str], tmp_path: Path) -> None:
-    predicted = ensure(served[1], tmp_path, spec(), write=False)
-    assert list(tmp_path.iterdir()) == []
-    assert ensure(served[1], tmp_path, spec()).digest == predicted.digest
+def test_a_lock_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:
+    assert locks.existing(spec(), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"gpufleet_state_dir": "/srv/gpufleet", "inventory_dir": "/etc/ansible"}, "/srv/gpufleet/locks"),
+        ({"inventory_dir": "/etc/ansible"}, "/etc/ansible/.gpufleet/locks"),
+        ({"inventory_dir": None}, f"{Path.home()}/.local/state/gpufleet/locks"),
+    ],
+)
+def test_locks_lie_beside_the_inventory(variables: dict[str, Any], folder: str) -> None:
+    assert str(locks.folder_for(variables)) == folder
 
 
 def test_torch_never_comes_from_the_package_index(served: tuple[Path, str], tmp_path: Path) -> None:
