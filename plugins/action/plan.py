@@ -26,7 +26,6 @@ from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables imp
 )
 
 MINIMUM_ANSIBLE = (2, 19)
-_PLACES = ("gpufleet_state_dir", "inventory_dir")
 
 
 class ActionModule(ActionBase):
@@ -75,7 +74,7 @@ class ActionModule(ActionBase):
         plan = resolve(observation, desired)
         if "torch" not in plan["steps"]:
             return plan
-        folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in _PLACES})
+        folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in locks.PLACES})
         try:
             found = {item["name"]: locks.existing(item["spec"], folder) for item in plan["environments"]}
             plan = resolve(observation, {**desired, "locks": _digests(found)})

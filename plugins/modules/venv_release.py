@@ -87,7 +87,7 @@ options:
   lock:
     description:
       - Text of the lock, in which every package of the environment stands with its version and the SHA-256 of its files. Nothing else is
-        installed. The plan names its file on the controller (RV(gpufleet.workstation.plan#module:plan)). Required where O(state=present).
+        installed. The plan names its file on the controller (RV(gpufleet.workstation.plan#module:plan)). Required to build.
     type: str
   interpreter:
     description:
@@ -318,7 +318,7 @@ def main() -> None:
         "uv_archive": {"type": "path"},
         "uv_wheel": {"type": "path", "default": ""},
     }
-    needed = ["spec", "spec_digest", "release_base", "index_url", "lock", "interpreter"]
+    needed = ["spec", "spec_digest", "release_base", "index_url", "interpreter"]
     module = AnsibleModule(spec, supports_check_mode=True, required_if=[("state", "present", needed)])
     os.umask(0o022)
     for url in (module.params["index_url"], module.params["package_index_url"]):

@@ -60,6 +60,10 @@ class Indexes:
         return cls(environment["index_url"], environment["package_index_url"])
 
 
+PLACES = ("gpufleet_state_dir", "inventory_dir")
+"""The variables that decide where locks lie."""
+
+
 def folder_for(variables: Mapping[str, Any]) -> Path:
     """Where the locks of an inventory lie: in gpufleet_state_dir, by default a folder beside the inventory."""
     given = variables.get("gpufleet_state_dir")
@@ -84,6 +88,7 @@ def ensure(
     folder: Path,
     *,
     upgrade: bool = False,
+    write: bool = True,
     program: Callable[[], str] = uv.program,
 ) -> Locked:
     """Return the lock of an environment; make it where there is none, or anew where an upgrade is asked for.
@@ -94,6 +99,9 @@ def ensure(
     before = _read(path, spec)
     if before is not None and not upgrade:
         return Locked(path, lock.digest(before.render()), [], False)
+    if not write:
+        after = resolve(spec, indexes, None if upgrade else _newest_sibling(path), program)
+        return Locked(path, lock.digest(after.render()), lock.difference(before, after), False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w", encoding="ascii") as held:

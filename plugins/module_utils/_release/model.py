@@ -211,7 +211,6 @@ def check_present(request: Request) -> None:
                 f"the requirement {requirement!r} is not a project name with extras, versions or a marker",
                 "Options, URLs and paths are not possible: packages come from the package index.",
             )
-    _check_lock(request)
     for option, url in (("index_url", request.index_url), ("package_index_url", request.package_index_url)):
         if (url or option == "index_url") and not re.match(r"(https?|file)://[^\s]+\Z", url):
             raise BadInput(
@@ -229,8 +228,8 @@ def check_present(request: Request) -> None:
     check_limits(request)
 
 
-def _check_lock(request: Request) -> None:
-    """The lock has to be the one that the spec names, made for this spec; raises BadInput."""
+def check_lock(request: Request) -> None:
+    """What a build installs: the lock has to be the one that the spec names, made for this spec; raises BadInput."""
     remedy = "Hand over the lock's text as the plan's lock_file holds it."
     if lock.digest(request.lock) != request.spec.get("lock"):
         raise BadInput("lock", "it is not the lock that the spec names by its sha256", remedy)

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mode
     ReleaseError,
     Request,
     check_limits,
+    check_lock,
     check_present,
     digest,
 )
@@ -126,6 +127,8 @@ class Operation:
             if self.check_mode:
                 self._predict(decision.release_id, outdated)
                 return self._result(changed=True)
+            if decision.kind == "build":
+                check_lock(request)
             uv = self.host.uv() if decision.kind == "build" else ""
             if uv is None:
                 return {**self._result(changed=False), "uv_needed": True}

@@ -44,7 +44,7 @@ def test_the_digest_is_that_of_the_canonical_json() -> None:
 def test_a_lock_that_the_spec_does_not_name_is_refused() -> None:
     request = request_for(SPEC)
     with pytest.raises(model.BadInput, match="sha256"):
-        model.check_present(dataclasses.replace(request, lock=request.lock.replace("0" * 64, "1" * 64)))
+        model.check_lock(dataclasses.replace(request, lock=request.lock.replace("0" * 64, "1" * 64)))
 
 
 def test_a_lock_of_another_specification_is_refused() -> None:
@@ -53,7 +53,7 @@ def test_a_lock_of_another_specification_is_refused() -> None:
     digest = model.digest(spec)
     request = dataclasses.replace(request_for(SPEC), spec=spec, lock=text, spec_digest=digest)
     with pytest.raises(model.BadInput, match="another specification"):
-        model.check_present(dataclasses.replace(request, release_base=f"2.9.1-cu128-{digest[:8]}"))
+        model.check_lock(dataclasses.replace(request, release_base=f"2.9.1-cu128-{digest[:8]}"))
 
 
 def test_a_plan_entry_passes() -> None:
