@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What does a proven release cost beside a bare `uv pip install --compile-bytecode` of the same set?
+"""What does a proven release cost beside a bare `uv pip install --compile-bytecode` of the same lock?
 
 Both start with an empty cache and use the same index, uv and interpreter, before everything else that the machine has to do; the
 runs alternate. Ours includes everything that the module
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import shutil
 import socket
 import statistics
@@ -29,9 +30,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "collections"))
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.build import build_account
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import Layout, Request, digest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.release import Host, Operation
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 
 TARGET = 1.15
 
@@ -42,17 +45,18 @@ def main() -> int:
     with index(arguments), tempfile.TemporaryDirectory(prefix="gpufleet-bench-", dir=arguments.directory) as directory:
         Path(directory).chmod(0o755)
         shutil.copy(arguments.uv, Path(directory) / "uv")
+        spec, locked = specification(arguments)
         ours: list[float] = []
         bare: list[float] = []
         steps: list[dict[str, Any]] = []
         os.setpriority(os.PRIO_PROCESS, 0, -20)
         for number in range(arguments.rounds):
             if number % 2 == 0:
-                bare.append(measure_bare(Path(directory), arguments))
-            seconds, steps = measure_ours(Path(directory), arguments)
+                bare.append(measure_bare(Path(directory), arguments, locked))
+            seconds, steps = measure_ours(Path(directory), arguments, spec, locked)
             ours.append(seconds)
             if number % 2 == 1:
-                bare.append(measure_bare(Path(directory), arguments))
+                bare.append(measure_bare(Path(directory), arguments, locked))
     ratio = statistics.median(ours) / statistics.median(bare)
     figures = {"ours_s": statistics.median(ours), "bare_s": statistics.median(bare), "ratio": ratio, "target": TARGET}
     rounded = {name: round(value, 3) for name, value in figures.items()}
@@ -104,43 +108,57 @@ def index(arguments: argparse.Namespace) -> Iterator[None]:
             process.kill()
 
 
-def measure_bare(directory: Path, arguments: argparse.Namespace) -> float:
-    """Seconds that uv takes for a virtual environment with the set and its bytecode."""
-    place = directory / "bare"
-    environment = {
-        **os.environ,
-        "UV_CACHE_DIR": str(place / "cache"),
-        "UV_INDEX": arguments.index_url,
+def specification(arguments: argparse.Namespace) -> tuple[dict[str, Any], lock.Lock]:
+    """The environment that both build, and its lock."""
+    python = subprocess.run(
+        [arguments.interpreter, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        stdout=-1,
+        text=True,
+        check=True,
+    )
+    spec = {
+        "name": "bench",
+        "python": python.stdout.strip(),
+        "torch": arguments.torch,
+        "companions": arguments.companions,
+        "requirements": [],
+        "arch": platform.machine(),
+        "schema": 1,
     }
+    indexes = locks.Indexes(arguments.index_url, arguments.package_index_url)
+    locked = locks.resolve(spec, indexes, None, lambda: arguments.uv)
+    return {**spec, "lock": lock.digest(locked.render())}, locked
+
+
+def measure_bare(directory: Path, arguments: argparse.Namespace, locked: lock.Lock) -> float:
+    """Seconds that uv takes for a virtual environment with the lock's packages and their bytecode."""
+    place = directory / "bare"
+    environment = {**os.environ, "UV_CACHE_DIR": str(place / "cache"), "UV_INDEX": arguments.index_url}
     if arguments.package_index_url:
         environment["UV_DEFAULT_INDEX"] = arguments.package_index_url
     uv = str(directory / "uv")
-    wanted = [f"torch=={arguments.torch}", *(f"{name}=={version}" for name, version in arguments.companions.items())]
     python = str(place / "venv" / "bin" / "python")
     place.mkdir()
+    (place / "lock.txt").write_text(locked.part(True) + locked.part(False), encoding="utf-8")
+    install = [uv, "pip", "install", "-q", "--compile-bytecode", "--no-deps", "--require-hashes", "--python", python]
+    # The rest of the family's needs may come from either index here: a bare command does not part them.
+    install += ["--index-strategy", "unsafe-best-match", "-r", str(place / "lock.txt")]
     os.sync()
     begin = time.monotonic()
     subprocess.run(
         [uv, "venv", "-q", "--python", arguments.interpreter, str(place / "venv")], env=environment, check=True
     )
-    subprocess.run(
-        [uv, "pip", "install", "-q", "--compile-bytecode", "--python", python, *wanted], env=environment, check=True
-    )
+    subprocess.run(install, env=environment, check=True)
     seconds = time.monotonic() - begin
     shutil.rmtree(place)
     return seconds
 
 
-def measure_ours(directory: Path, arguments: argparse.Namespace) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds and steps that the module's own code takes for a release with the set."""
+def measure_ours(
+    directory: Path, arguments: argparse.Namespace, spec: dict[str, Any], locked: lock.Lock
+) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds and steps that the module's own code takes for a release with the lock's packages."""
     root = directory / "envs"
-    spec = {
-        "name": "bench",
-        "torch": arguments.torch,
-        "companions": arguments.companions,
-        "requirements": [],
-        "schema": 1,
-    }
     request = Request(
         layout=Layout(str(root), "bench"),
         spec=spec,
@@ -148,6 +166,7 @@ def measure_ours(directory: Path, arguments: argparse.Namespace) -> tuple[float,
         release_base=f"{arguments.torch.replace('+', '-')}-{digest(spec)[:8]}",
         index_url=arguments.index_url,
         package_index_url=arguments.package_index_url,
+        lock=locked.render(),
         interpreter=arguments.interpreter,
         sm=("sm_120",),
         disk_required_mib=1,
