@@ -36,9 +36,7 @@ class ActionModule(ActionBase):
         problems = []
         for name, item in sorted(specs.items()):
             try:
-                locked = locks.ensure(
-                    item["spec"], locks.Indexes.of(item), folder, upgrade=True, write=not self._task.check_mode
-                )
+                locked = locks.ensure(item, folder, upgrade=True, write=not self._task.check_mode)
             except locks.NoLock as error:
                 problems.append(f"{name}: {error}")
                 continue

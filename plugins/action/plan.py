@@ -81,7 +81,7 @@ class ActionModule(ActionBase):
             if not self._task.check_mode and plan["feasible"]:
                 missing = [item for item in plan["environments"] if _is_built(item) and not found[item["name"]]]
                 for item in missing:
-                    found[item["name"]] = locks.ensure(item["spec"], locks.Indexes.of(item), folder)
+                    found[item["name"]] = locks.ensure(item, folder)
                 if missing:
                     plan = resolve(observation, {**desired, "locks": _digests(found)})
         except locks.NoLock as error:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, tool
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, takeaway, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
@@ -54,11 +54,6 @@ class Indexes:
     torch: str
     packages: str = ""
 
-    @classmethod
-    def of(cls, environment: Mapping[str, Any]) -> Indexes:
-        """Those of an environment of the plan."""
-        return cls(environment["index_url"], environment["package_index_url"])
-
 
 PLACES = ("gpufleet_state_dir", "inventory_dir")
 """The variables that decide where locks lie."""
@@ -83,18 +78,21 @@ def existing(spec: Mapping[str, Any], folder: Path) -> Locked | None:
 
 
 def ensure(
-    spec: Mapping[str, Any],
-    indexes: Indexes,
+    environment: Mapping[str, Any],
     folder: Path,
     *,
     upgrade: bool = False,
     write: bool = True,
     program: Callable[[], str] = uv.program,
 ) -> Locked:
-    """Return the lock of an environment; make it where there is none, or anew where an upgrade is asked for.
+    """Return the lock of an environment of the plan; make it where there is none, or anew where an upgrade is asked for.
+
+    Beside it lie the same packages as files for other tools, in a folder of its name.
 
     Safe with many forks and several controllers that share the folder. Raises NoLock.
     """
+    spec = environment["spec"]
+    indexes = Indexes(environment["index_url"], environment["package_index_url"])
     path = folder / lock.file_name(spec)
     before = _read(path, spec)
     if before is not None and not upgrade:
@@ -112,15 +110,22 @@ def ensure(
                     return Locked(path, lock.digest(before.render()), [], False)
             after = resolve(spec, indexes, None if upgrade else _newest_sibling(path), program)
             text = after.render()
-            scratch = path.with_name(f".{path.name}.{os.getpid()}")
-            scratch.write_text(text, encoding="utf-8")
-            scratch.replace(path)
+            _write(path, text)
+            for name, content in takeaway.files(environment, after).items():
+                _write(path.with_suffix("") / name, content)
     except OSError as error:
         raise NoLock(
             f"the lock {path} cannot be written on the controller: {error.strerror}. Make its folder writable, or name another one in "
             "gpufleet_state_dir"
         ) from error
     return Locked(path, lock.digest(text), lock.difference(before, after), True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 def _read(path: Path, spec: Mapping[str, Any]) -> lock.Lock | None:

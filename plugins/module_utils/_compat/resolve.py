@@ -186,6 +186,7 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         "keep": wanted.keep,
         "sm": sm,
         "interpreter": stack.interpreter,
+        "variables": dict(wanted.runtime.variables) if wanted.runtime.state == "present" else {},
         "actions": [],
         "proof": {
             "name": name,

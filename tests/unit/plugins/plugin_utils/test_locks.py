@@ -35,8 +35,15 @@ def program() -> str:
     return str(tiny_index.uv_program())
 
 
-def indexes(url: str) -> locks.Indexes:
-    return locks.Indexes(f"{url}/cu128", f"{url}/packages")
+def environment(url: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": wanted["name"],
+        "root": "/opt/gpufleet/envs",
+        "spec": wanted,
+        "index_url": f"{url}/cu128",
+        "package_index_url": f"{url}/packages",
+        "variables": {},
+    }
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def spec(**changes: Any) -> dict[str, Any]:
 
 
 def ensure(url: str, folder: Path, wanted: dict[str, Any], **more: Any) -> locks.Locked:
-    return locks.ensure(wanted, indexes(url), folder, program=program, **more)
+    return locks.ensure(environment(url, wanted), folder, program=program, **more)
 
 
 def versions(path: Path) -> dict[str, str]:
@@ -66,12 +73,13 @@ def test_a_lock_holds_everything_with_hashes_of_the_files(served: tuple[Path, st
     assert f"sha256:{uv.tool.sha256_of(str(wheel))}" in text
     assert locked.digest == lock.digest(text)
     assert locked.written
+    assert (locked.path.with_suffix("") / "Dockerfile").exists()
     assert "+ torch 2.9.1+cu128" in locked.changes
 
 
 def test_a_lock_that_is_there_is_taken_without_asking_an_index(served: tuple[Path, str], tmp_path: Path) -> None:
     first = ensure(served[1], tmp_path, spec())
-    again = locks.ensure(spec(), locks.Indexes("http://127.0.0.1:9/nothing"), tmp_path, program=program)
+    again = ensure("http://127.0.0.1:9", tmp_path, spec())
     assert (again.digest, again.changes, again.written) == (first.digest, [], False)
 
 
@@ -97,7 +105,7 @@ def test_another_requirement_leaves_the_versions_of_the_others_alone(served: tup
     ensure(served[1], tmp_path, spec(requirements=["plainpkg<2"]))
     locked = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]))
     assert versions(locked.path)["plainpkg"] == "1.0"
-    assert len(list((tmp_path / "base").glob("*.txt"))) == 2
+    assert len(list((tmp_path / "base").glob("torch-*.txt"))) == 2
 
 
 def test_a_lock_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:
@@ -185,9 +193,7 @@ def test_credentials_reach_neither_lock_nor_message(served: tuple[Path, str], tm
 
 def test_an_index_that_does_not_answer_is_named(tmp_path: Path) -> None:
     with pytest.raises(locks.NoLock, match="uv on the controller says"):
-        locks.ensure(
-            spec(), locks.Indexes("http://127.0.0.1:9/cu128", "http://127.0.0.1:9/p"), tmp_path, program=program
-        )
+        ensure("http://127.0.0.1:9", tmp_path, spec())
 
 
 @pytest.mark.parametrize(
