@@ -57,6 +57,16 @@ else
 fi
 """
 
+_ACTIVATE_FISH = """# {mark}: to be sourced by fish. The shell stays with the release that serves now.
+set --local release (readlink -f {current})
+if test -r "$release/bin/activate.fish"
+    source "$release/bin/activate.fish"
+else
+    echo {missing} >&2
+    false
+end
+"""
+
 _COMMAND = """#!/bin/sh
 # {mark}: runs commands in the environments below one directory.
 root={root}
@@ -123,6 +133,7 @@ def environment_files(root: str, name: str) -> dict[str, tuple[int, str]]:
     return {
         os.path.join(home, "bin", "python"): (0o755, _PYTHON.format(**words)),
         os.path.join(home, "bin", "activate"): (0o644, _ACTIVATE.format(**words)),
+        os.path.join(home, "bin", "activate.fish"): (0o644, _ACTIVATE_FISH.format(**words)),
     }
 
 

@@ -20,6 +20,7 @@ def home(tmp_path: Path) -> Path:
         program.write_text(f'#!/bin/sh\necho {release} "$0" "$@"\n')
         program.chmod(0o755)
         (program.parent / "activate").write_text(f"ACTIVATED={release}\n")
+        (program.parent / "activate.fish").write_text(f"set -g ACTIVATED {release}\n")
     (home / "current").symlink_to("releases/one")
     files = startup.environment_files(str(home.parent), "base")
     files[str(tmp_path / "gpu-env")] = startup.command_file(str(home.parent))
@@ -57,8 +58,19 @@ def test_without_a_release_the_launcher_says_so(home: Path) -> None:
     assert "no release of this environment serves" in done.stderr
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_has_an_activation_of_its_own(home: Path) -> None:
+    done = sh("-c", "source $argv[1]; echo $ACTIVATED", home / "bin" / "activate.fish", shell="/usr/bin/fish")
+    assert (done.stdout, done.stderr) == ("one\n", "")
+    (home / "current").unlink()
+    done = sh("-c", "source $argv[1]", home / "bin" / "activate.fish", shell="/usr/bin/fish")
+    assert (done.returncode, "no release of this environment serves" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash", "/bin/zsh"])
 def test_activate_can_be_sourced(home: Path, shell: str) -> None:
+    if not os.access(shell, os.X_OK):
+        pytest.skip(f"needs {shell}")
     done = sh(
         "-c", '. "$1" && echo $ACTIVATED ${_gpufleet_release-unset}', "sh", home / "bin" / "activate", shell=shell
     )
