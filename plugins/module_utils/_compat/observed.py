@@ -29,7 +29,7 @@ _FLAVOR = ("open", "proprietary")
 _SOURCE = ("nvidia", "distro", "runfile", "wsl")
 _PACKAGE = {"name": _TEXT, "version": _TEXT, "architecture": _TEXT, "source": _TEXT, "held": _FLAG, "state": _TEXT}
 _INTEGRITY = {"status": _TEXT, "missing": _NUMBER, "changed": _NUMBER, "added": _NUMBER, "examples": [_TEXT]}
-_STAMP = {"spec_digest": _TEXT, "spec": {"torch": _TEXT}, "owner": _TEXT, "group": _TEXT, "proof": {"sm": [_TEXT]}}
+_STAMP = {"spec_digest": _TEXT, "spec": {"*": _ANY}, "owner": _TEXT, "group": _TEXT, "proof": {"sm": [_TEXT]}}
 _SHAPE: dict[str, t.Any] = {
     "schema": _ANY,
     "os": {
