@@ -30,6 +30,7 @@ import typing as t
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, record, startup, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     BUILD_ACCOUNT,
+    SYSTEM_PATH,
     Layout,
     ReleaseError,
     Request,
@@ -43,7 +44,6 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.proc
     users_of,
 )
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED_ON = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
@@ -104,7 +104,7 @@ def remove_build_account() -> str | None:
 
 def _administer(command: list[str]) -> str | None:
     """Run a program of shadow-utils; returns what it complains about."""
-    environment = {"PATH": _PATH, "LC_ALL": "C.UTF-8"}
+    environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -272,7 +272,7 @@ class Builder:
         python = os.path.join(self._release, "bin", "python")
         packages = record.site_packages(self._release)
         argv = [python, "-I", "-S", "-m", "compileall", "-q", "-j", "0", "-x", "/site-packages/.*/tests/", packages]
-        ended = self._run("compile bytecode", argv, {"PATH": _PATH, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"})
+        ended = self._run("compile bytecode", argv, {"PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"})
         if ended.returncode not in (0, 1):  # 1: some file, for example a template, is no valid Python
             cause, remedy = tool.explain(ended.output)
             raise ReleaseError("compile bytecode", f"compileall ended with {ended.returncode}: {cause}", remedy)
@@ -304,7 +304,7 @@ class Builder:
         """A clean environment; index URLs go through it because everybody can read a command line."""
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment.update(
-            PATH=_PATH,
+            PATH=SYSTEM_PATH,
             LC_ALL="C.UTF-8",
             HOME=self._scratch,
             TMPDIR=self._scratch,

@@ -16,10 +16,12 @@ usual case, and compare() says what differs in the other. An added file counts a
 from __future__ import annotations
 
 import os
+import re
 import stat
 import typing as t
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n"})
+_ESCAPED = re.compile(r"\\([\\tn])")
 
 
 class Difference(t.NamedTuple):
@@ -43,6 +45,11 @@ def escape(name: str) -> str:
     if "\\" in name or "\n" in name or "\t" in name:
         return name.translate(_ESCAPES)
     return name
+
+
+def unescape(name: str) -> str:
+    """The inverse of escape()."""
+    return _ESCAPED.sub(lambda match: {"t": "\t", "n": "\n"}.get(match[1], "\\"), name) if "\\" in name else name
 
 
 def scan(root: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
 SCHEMA = 1
 BUILD_ACCOUNT = "gpufleet"
 """System account that downloads, unpacks and compiles, and proves the environments whose owner is root."""
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -91,6 +92,9 @@ class Layout:
     def manifest(self, release_id: str) -> str:
         return os.path.join(self.stamps, release_id + ".manifest")
 
+    def hashes(self, release_id: str) -> str:
+        return os.path.join(self.stamps, release_id + ".hashes")
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -115,6 +119,16 @@ class Request:
     launcher: str = "/usr/local/bin/gpu-env"
     release: str = ""
     """The release to go back to; the previous one where none is named."""
+    smoke: tuple[str, ...] = ()
+    """A command that has to succeed before a release may become current."""
+    variables: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the smoke command finds in its environment, besides what runtime.env holds."""
+    switch_after: str = "static"
+    """The level of proof that a release has to pass before it may become current."""
+    gpus: tuple[str, ...] = ()
+    """PCI addresses of the GPUs that count for the quick proof; none means all."""
+    integrity: str = "sizes"
+    """How releases are compared with what was stamped: ``sizes`` or ``hashes``."""
 
     @property
     def expect(self) -> dict[str, t.Any]:
@@ -247,6 +261,8 @@ def check_limits(request: Request) -> None:
         raise BadInput("keep", f"{request.keep} would leave no release to go back to", "Keep at least 2.")
     if request.time_limit <= 0 or request.proof_time_limit <= 0 or request.lock_timeout < 0:
         raise BadInput("time_limit", "a time limit is not positive", "Give seconds.")
+    if not all(word and "\0" not in word for word in request.smoke):
+        raise BadInput("smoke", "it has an empty word", "Give a program and its arguments.")
 
 
 def hide_credentials(text: str) -> str:

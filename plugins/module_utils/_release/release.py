@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PRIVATE to this collection: bring one environment to the release that is asked for, in one go on the host.
 
-build -> compare with RECORD -> compile -> seal -> prove -> stamp -> switch -> prune. Whatever fails, what served before serves on.
+build -> compare with RECORD -> compile -> seal -> prove -> stamp -> smoke -> switch -> prune. Whatever fails, what served before serves on.
+A release that is stamped and may not become current yet is *staged*: the next run takes up from there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import signal
 import time
 import typing as t
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import build, manifest, startup, store
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import (
+    build,
+    contents,
+    gate,
+    manifest,
+    startup,
+    store,
+)
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     SCHEMA,
     BadInput,
@@ -41,13 +49,15 @@ Proof = dict[str, t.Any]
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """What this needs from outside: the build account, uv, the static proof, the clock, and how the account is removed."""
+    """What this needs from outside: the build account, uv, the proof, the clock, how the account is removed, and overlays."""
 
     account: t.Callable[[], Account]
     uv: t.Callable[[], t.Optional[str]]  # None: it is not on this host and was not handed over
     prove: t.Callable[[str, dict[str, t.Any], str, float], Proof]
     now: t.Callable[[], str]
     forget_account: t.Callable[[], t.Optional[str]] = lambda: None  # says what stood in the way
+    # The releases below a root that overlays see, each with the overlays' paths; None: that cannot be said.
+    pinned: t.Callable[[str], t.Optional[dict[str, list[str]]]] = lambda _root: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +67,8 @@ class Decision:
     kind: str
     release_id: str
     reason: str
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Releases of the same specification that cannot serve because they are damaged, and how."""
 
 
 def decide(state: store.State, request: Request, layout: Layout) -> Decision:
@@ -66,20 +78,23 @@ def decide(state: store.State, request: Request, layout: Layout) -> Decision:
         name for name, stamp in reversed(list(state.stamped.items())) if stamp.get("spec_digest") == request.spec_digest
     ]
     same.sort(key=lambda name: name != state.current)  # the current one first, then the newest
+    damaged = {}
     for release_id in same:
         stamp = state.stamped[release_id]
-        wrong = store.unusable(layout, release_id, stamp)
+        wrong = store.unusable(layout, release_id, stamp, request.integrity == "hashes")
         if wrong is not None:
-            reason = f"{release_id} cannot serve: {wrong}"
+            reason = f"{release_id} cannot serve: {wrong.text}"
+            if wrong.lasting:
+                damaged[release_id] = wrong.text
         elif release_id != state.current:
-            return Decision("switch", release_id, "it was built and proven before")
+            return Decision("switch", release_id, "it was built and proven before", damaged)
         elif stamp.get("owner") != request.owner or stamp.get("group") != request.group:
             return Decision("prove", release_id, "its owner or group changes")
         elif not set(request.sm) <= set(stamp["proof"].get("sm") or []):
             return Decision("prove", release_id, f"it was not proven for {', '.join(request.sm)}")
         else:
             return Decision("keep", release_id, "it serves already")
-    return Decision("build", store.next_id(state, layout, request.release_base), reason)
+    return Decision("build", store.next_id(state, layout, request.release_base), reason, damaged)
 
 
 class Operation:
@@ -92,6 +107,7 @@ class Operation:
         self.check_mode = check_mode
         self.steps: list[dict[str, t.Any]] = []
         self.proof: Proof | None = None
+        self.pending: dict[str, str] | None = None
         self.removed: list[str] = []
         self.warnings: list[str] = []
         self.before: store.State = store.State({}, None, None)
@@ -133,12 +149,23 @@ class Operation:
             if uv is None:
                 return {**self._result(changed=False), "uv_needed": True}
             self._make_directories(gid)
+            for release_id, damage in decision.damaged.items():
+                store.condemn(self.layout, self.before.stamped[release_id], damage)
             if decision.kind == "build":
                 self._build(decision.release_id, uv, gid)
             elif decision.kind != "keep":
                 stamp = self.before.stamped[decision.release_id]
-                self._prove(decision.release_id, request.expect, request.owner)
-                self._stamp({**stamp, "owner": request.owner, "group": request.group, "proof": self._proof_for_stamp()})
+                # What serves serves on while it is proven for somebody else or for other GPUs.
+                level = request.switch_after if decision.kind == "switch" else "static"
+                self._prove(decision.release_id, request.expect, request.owner, level)
+                if self.pending is None:
+                    people = {"owner": request.owner, "group": request.group}
+                    self._stamp({**stamp, **people, "proof": self._proof_for_stamp()})
+            if self.pending is not None:
+                self._stage(decision.release_id)
+                return self._result(changed=decision.kind == "build")
+            if decision.kind in ("build", "switch"):
+                self._smoke(decision.release_id, request.owner)
             self._finish(decision.release_id, outdated)
             return self._result(changed=True)
 
@@ -161,9 +188,9 @@ class Operation:
             stamp = self.before.stamped.get(target)
             if stamp is None:
                 raise ReleaseError("roll back", f"{target} has no stamp, so it was never proven", remedy)
-            wrong = store.unusable(self.layout, target, stamp)
+            wrong = store.unusable(self.layout, target, stamp, self.request.integrity == "hashes")
             if wrong is not None:
-                raise ReleaseError("roll back", f"{target} cannot serve: {wrong}", remedy)
+                raise ReleaseError("roll back", f"{target} cannot serve: {wrong.text}", remedy)
             self.what = f"switch {target}: roll back"
             if self.check_mode:
                 self._predict(target, [])
@@ -171,8 +198,15 @@ class Operation:
             owner = str(stamp.get("owner") or "root")
             self._check_people(owner, str(stamp.get("group") or "root"))
             expect = {"torch": stamp["spec"].get("torch"), "companions": stamp["spec"].get("companions") or {}}
-            self._prove(target, expect, owner)
+            self._prove(target, expect, owner, self.request.switch_after)
+            if self.pending is not None:
+                raise ReleaseError(
+                    "roll back",
+                    f"{target} has to pass the proof at level quick first, which cannot be made now: {self.pending['why']}",
+                    f"{self.pending['remedy']} Or let the static proof decide (torch_env_switch_after: static).",
+                )
             self._stamp({**stamp, "proof": self._proof_for_stamp()})
+            self._smoke(target, owner)
             with self.step("switch"):
                 self.after = store.switch(self.layout, self.before, target)
             return self._result(changed=True)
@@ -188,7 +222,9 @@ class Operation:
                 return self._result(changed=True)
             with self.step("look for users"):
                 users = users_of([self.layout.home])
+                pinned = self.host.pinned(self.layout.root)
             self._refuse_in_use(users)
+            self._refuse_pinned(pinned)
             with self.step("remove"):
                 for which in ("current", "previous"):
                     with contextlib.suppress(FileNotFoundError):
@@ -211,6 +247,19 @@ class Operation:
             named = ", ".join(f"{user.pid} ({user.command})" for user in busy[:5])
             raise ReleaseError(
                 "look for users", f"{len(busy)} processes use the environment: {named}", "End them, then run again."
+            )
+
+    def _refuse_pinned(self, pinned: dict[str, list[str]] | None) -> None:
+        if pinned is None:
+            cause = "it cannot be said which overlays (gpu-env new) see the environment"
+            raise ReleaseError("look for users", cause, "Look at what is below its root, then run again.")
+        inside = os.path.realpath(self.layout.releases) + os.sep
+        overlays = sorted({path for release, paths in pinned.items() if release.startswith(inside) for path in paths})
+        if overlays:
+            more = f" and {len(overlays) - 5} more" if len(overlays) > 5 else ""
+            cause = f"{len(overlays)} overlays use the environment: {', '.join(overlays[:5])}{more}"
+            raise ReleaseError(
+                "look for users", cause, "Have their owners remove them (gpu-env remove), then run again."
             )
 
     def _remove_shared(self) -> None:
@@ -308,18 +357,21 @@ class Operation:
             with self.step("manifest"):
                 tree = manifest.scan(self.layout.release(release_id))
                 text = manifest.encode(manifest.render(tree))
+                hashes = manifest.encode(contents.render(self.layout.release(release_id), tree))
             with self.step("sync"):
                 syncing = store.start_sync(self.layout.root)
-            self._prove(release_id, self.request.expect, self.request.owner)
+            self._prove(release_id, self.request.expect, self.request.owner, self.request.switch_after)
             with self.step("sync"):
                 store.finish_sync(syncing, self.request.time_limit)
             with self.step("stamp"):
                 store.write_file(self.layout.manifest(release_id), text)
-                store.write_stamp(self.layout, self._new_stamp(release_id, tree, text))
+                store.write_file(self.layout.hashes(release_id), hashes)
+                store.write_stamp(self.layout, self._new_stamp(release_id, tree, text, hashes))
         except BaseException:
             builder.discard()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.layout.manifest(release_id))
+            for path in (self.layout.manifest(release_id), self.layout.hashes(release_id)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
             raise
 
     def _install(self, builder: build.Builder) -> None:
@@ -347,27 +399,60 @@ class Operation:
     def _remove_unused(self, release_ids: list[str]) -> None:
         directories = [self.layout.release(release_id) for release_id in release_ids]
         users = users_of(directories)
+        pinned = self.host.pinned(self.layout.root) if directories else {}
         for release_id, directory in zip(release_ids, directories):
-            if users is not None and not users[directory]:
+            overlays = (pinned or {}).get(os.path.realpath(directory))
+            if overlays:
+                self.warnings.append(f"{release_id} is kept, because overlays see it: {', '.join(overlays[:5])}")
+            elif pinned is None:
+                self.warnings.append(f"{release_id} is kept, because it cannot be said which overlays see it")
+            elif users is None or users[directory]:
+                self.warnings.append(f"{release_id} is kept, because a process may still use it")
+            else:
                 store.remove_release(self.layout, release_id)
                 self.removed.append(release_id)
-            else:
-                self.warnings.append(f"{release_id} is kept, because a process may still use it")
 
-    def _prove(self, release_id: str, expect: dict[str, t.Any], owner: str) -> None:
+    def _prove(self, release_id: str, expect: dict[str, t.Any], owner: str, level: str) -> None:
+        """Prove a release, or say in ``pending`` why its quick proof has to wait; raises ReleaseError where it does not prove."""
         with self.step("prove"):
             user = owner if owner != "root" else self.host.account().name
-            request = {"level": "static", "expect": expect, "sm": list(self.request.sm)}
+            request = {"level": level, "expect": expect, "sm": list(self.request.sm)}
+            request["gpus"] = list(self.request.gpus) or None
             self.proof = self.host.prove(self.layout.python(release_id), request, user, self.request.proof_time_limit)
-            if self.proof.get("verdict") != "passed":
+            if self.proof.get("verdict") == "passed":
+                return
+            wait = gate.waits_for(self.proof) if level != "static" else None
+            if wait is None:
                 raise _not_proven(release_id, self.proof)
+            what = f"switch the environment {self.layout.name} to {release_id}"
+            self.pending = {"what": what, "why": wait["reason"], "remedy": wait["remedy"]}
+
+    def _smoke(self, release_id: str, owner: str) -> None:
+        if not self.request.smoke:
+            return
+        with self.step("smoke"):
+            account = Account.of(owner) if owner != "root" else self.host.account()
+            try:
+                gate.run_smoke(self.request, release_id, account)
+            except ReleaseError:
+                self._stage(release_id)
+                raise
+
+    def _stage(self, release_id: str) -> None:
+        """Keep a release for a later switch, but not one from every try."""
+        with self.step("prune"):
+            state = store.read_state(self.layout)
+            self._remove_unused(store.prunable(state, self.request.keep, staged=release_id))
+        self.after = store.read_state(self.layout)
 
     def _proof_for_stamp(self) -> dict[str, t.Any]:
         proof = self.proof or {}
-        checks = [{key: check.get(key) for key in ("id", "status", "evidence")} for check in proof.get("checks") or []]
-        return {"level": "static", "verdict": proof.get("verdict"), "checks": checks, "sm": list(self.request.sm)}
+        passed = [check for check in proof.get("checks") or [] if check.get("status") == "passed"]
+        checks = [{key: check.get(key) for key in ("id", "status", "evidence")} for check in passed]
+        level = proof.get("proven") or "static"
+        return {"level": level, "verdict": "passed", "checks": checks, "sm": list(self.request.sm)}
 
-    def _new_stamp(self, release_id: str, tree: dict[str, str], text: bytes) -> dict[str, t.Any]:
+    def _new_stamp(self, release_id: str, tree: dict[str, str], text: bytes, hashes: bytes) -> dict[str, t.Any]:
         proof = self.proof or {}
         files, size = manifest.totals(tree)
         return {
@@ -375,6 +460,7 @@ class Operation:
             "id": release_id,
             "spec": self.request.spec,
             "spec_digest": digest(self.request.spec),
+            "serial": store.next_serial(self.before),
             "built_at": self.host.now(),
             "python": _python_version(self.layout.release(release_id)),
             "torch": proof.get("torch"),
@@ -383,6 +469,7 @@ class Operation:
             "files": files,
             "bytes": size,
             "manifest_sha256": hashlib.sha256(text).hexdigest(),
+            "hashes_sha256": hashlib.sha256(hashes).hexdigest(),
             "owner": self.request.owner,
             "group": self.request.group,
         }
@@ -418,6 +505,7 @@ class Operation:
             "path": self.layout.release(current) if current else None,
             "steps": self.steps,
             "proof": self.proof,
+            "pending": self.pending,
             "removed": self.removed,
             "warnings": self.warnings,
             "diff": {

@@ -20,7 +20,7 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import manifest, startup
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import contents, manifest, startup
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     SCHEMA,
     BadInput,
@@ -33,7 +33,7 @@ _ID_SEPARATOR = "."
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What one environment has: its releases with their stamps (None: unstamped), oldest stamp first, and the two links."""
+    """What one environment has: its releases with their stamps (None: unstamped), first stamped first, and the two links."""
 
     releases: dict[str, dict[str, t.Any] | None]
     current: str | None
@@ -53,9 +53,20 @@ def read_state(layout: Layout) -> State:
             )
     names = _names(layout.releases)
     stamps = {name: read_stamp(layout, name) for name in names}
-    ordered = sorted(names, key=lambda name: (str((stamps[name] or {}).get("built_at", "")), name))
+    ordered = sorted(names, key=lambda name: _order(name, stamps[name] or {}))
     releases = {name: stamps[name] for name in ordered}
     return State(releases, _linked(layout, "current", names), _linked(layout, "previous", names))
+
+
+def _order(name: str, stamp: dict[str, t.Any]) -> tuple[int, str, str]:
+    """Stamps are numbered, because a clock can go back; the time only orders those from before the numbers."""
+    serial = stamp.get("serial")
+    return serial if isinstance(serial, int) else 0, str(stamp.get("built_at", "")), name
+
+
+def next_serial(state: State) -> int:
+    """The number of the next stamp: higher than that of every release that is there."""
+    return 1 + max((_order(name, stamp)[0] for name, stamp in state.stamped.items()), default=0)
 
 
 def _names(directory: str) -> list[str]:
@@ -87,8 +98,13 @@ def read_stamp(layout: Layout, release_id: str) -> dict[str, t.Any] | None:
     return stamp
 
 
-def damage(layout: Layout, release_id: str, stamp: dict[str, t.Any]) -> str | None:
-    """Say how a stamped release differs from what it was when it was proven; None where it does not."""
+def damage(layout: Layout, release_id: str, stamp: dict[str, t.Any], hashes: bool = False) -> str | None:
+    """Say how a stamped release differs from what it was when it was proven; None where it does not.
+
+    Sizes, links, added and missing files always; what the files hold where ``hashes`` is set.
+    """
+    if stamp.get("damaged"):
+        return str(stamp["damaged"])
     try:
         with open(layout.manifest(release_id), "rb") as file:
             stored = file.read()
@@ -96,7 +112,7 @@ def damage(layout: Layout, release_id: str, stamp: dict[str, t.Any]) -> str | No
             return "its manifest is not the one that was stamped"
         present = manifest.scan(layout.release(release_id))
         if manifest.encode(manifest.render(present)) == stored:
-            return None
+            return _other_contents(layout, release_id, stamp, present) if hashes else None
         difference = manifest.compare(manifest.parse(manifest.decode(stored)), present)
     except (OSError, ValueError) as error:
         return f"it cannot be examined: {error}"
@@ -106,12 +122,37 @@ def damage(layout: Layout, release_id: str, stamp: dict[str, t.Any]) -> str | No
     return f"{counts}, for example {', '.join(difference.examples)}"
 
 
-def unusable(layout: Layout, release_id: str, stamp: dict[str, t.Any]) -> str | None:
+def _other_contents(layout: Layout, release_id: str, stamp: dict[str, t.Any], present: dict[str, str]) -> str | None:
+    """Which files hold something else; None also for a release that was stamped before hashes were kept."""
+    if "hashes_sha256" not in stamp:
+        return None
+    with open(layout.hashes(release_id), "rb") as file:
+        stored = file.read()
+    if hashlib.sha256(stored).hexdigest() != stamp["hashes_sha256"]:
+        return "its list of hashes is not the one that was stamped"
+    changed = contents.changed(layout.release(release_id), present, manifest.decode(stored))
+    return f"{len(changed)} files hold something else, for example {', '.join(changed[:5])}" if changed else None
+
+
+def condemn(layout: Layout, stamp: dict[str, t.Any], damage: str) -> None:
+    """Write down that a release is damaged: from now on it never counts as intact, however it is looked at."""
+    write_stamp(layout, {**stamp, "damaged": damage})
+
+
+class Obstacle(t.NamedTuple):
+    """Why a stamped release cannot serve; damage lasts, an interpreter may come back."""
+
+    text: str
+    lasting: bool
+
+
+def unusable(layout: Layout, release_id: str, stamp: dict[str, t.Any], hashes: bool = False) -> Obstacle | None:
     """Say why a stamped release cannot serve: damage, or an interpreter that went with the system's; None where it can."""
     python = layout.python(release_id)
     if not os.access(python, os.X_OK):
-        return f"its interpreter {os.path.realpath(python)} is gone"
-    return damage(layout, release_id, stamp)
+        return Obstacle(f"its interpreter {os.path.realpath(python)} is gone", lasting=False)
+    wrong = damage(layout, release_id, stamp, hashes)
+    return None if wrong is None else Obstacle(wrong, lasting=True)
 
 
 def next_id(state: State, layout: Layout, base: str) -> str:
@@ -194,11 +235,13 @@ def switch(layout: Layout, state: State, release_id: str) -> State:
     return State(state.releases, release_id, state.current or state.previous)
 
 
-def prunable(state: State, keep: int) -> list[str]:
-    """Which releases may go, oldest first: unstamped ones, and stamped ones beyond the newest ``keep``."""
-    linked = {state.current, state.previous}
+def prunable(state: State, keep: int, staged: str | None = None) -> list[str]:
+    """Which releases may go, oldest first: unstamped ones, and stamped ones beyond the newest ``keep``.
+
+    Never one of those that the links name, nor the one that is ``staged`` for a switch.
+    """
     stamped = list(state.stamped)
-    kept = set(linked)
+    kept = {state.current, state.previous, staged}
     for release_id in reversed(stamped):
         if len(kept & set(stamped)) >= keep:
             break
@@ -208,7 +251,7 @@ def prunable(state: State, keep: int) -> list[str]:
 
 def remove_release(layout: Layout, release_id: str) -> None:
     """Remove a release; its stamp goes first, so that what is left of it can never be switched to. Raises OSError."""
-    for path in (layout.stamp(release_id), layout.manifest(release_id)):
+    for path in (layout.stamp(release_id), layout.manifest(release_id), layout.hashes(release_id)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     remove_tree(layout.release(release_id))

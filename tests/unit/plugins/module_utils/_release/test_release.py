@@ -83,7 +83,7 @@ def test_a_release_is_built_proven_stamped_and_switched_to(bench: Any) -> None:
             "files",
             "bytes",
         ),
-        *("manifest_sha256", "owner", "group"),
+        *("manifest_sha256", "hashes_sha256", "serial", "owner", "group"),
     }
     assert stamp["torch"]["version"] == "2.9.1+cu128"
     assert stamp["proof"] == {
