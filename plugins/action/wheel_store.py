@@ -46,7 +46,7 @@ def _paths(given: list[str], folder: Path) -> list[Path]:
     for path in [Path(entry).expanduser() for entry in given] or [folder]:
         # Beside each lock lie files for other tools, in a folder of its name.
         below = [entry for pattern in ("torch-*.txt", "*/torch-*.txt") for entry in sorted(path.glob(pattern))]
-        found += below if path.is_dir() else [path]
+        found += [path] if given and not path.is_dir() else below
     if not found:
         raise AnsibleActionFail(
             f"There is no lock in {', '.join(given) or folder}: make the locks first, with playbooks/lock.yml and the URLs of the "
@@ -62,6 +62,6 @@ def _texts(paths: list[Path]) -> list[str]:
             text = path.read_text(encoding="utf-8")
             lock.parse(text)
         except (OSError, UnicodeError, lock.InvalidLock) as error:
-            raise AnsibleActionFail(f"The lock {path} cannot be used: {error}. Nothing was changed.") from error
+            raise AnsibleActionFail(f"The lock {path} cannot be used: {error}. Nothing was changed.") from None
         texts.append(text)
     return texts

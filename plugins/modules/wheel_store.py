@@ -20,7 +20,7 @@ description:
 options:
   path:
     description:
-      - Folder of the mirror. It is made where it is missing, its parent folder has to be there.
+      - Folder of the mirror. It is made where it is missing.
     type: path
     required: true
   state:
