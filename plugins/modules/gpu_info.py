@@ -607,6 +607,33 @@ observation:
       returned: when O(urls) is given
       type: dict
       sample: {https://download.pytorch.org/whl/cu128/torch/: {status: 200, error: null}}
+    foreign:
+      description: >-
+        What others installed that people meet beside the environments: looked for in well-known places (the system's packages, /opt, the
+        first 100 homes, profile files, pip's configuration, the session that asks), read only, never executed, within 5 seconds.
+        Null where that did not work.
+      type: list
+      elements: dict
+      contains:
+        kind:
+          description: >-
+            C(venv), C(conda), C(system) and C(user) are places that hold a torch (conda is named without one, too);
+            C(search_path) sets PYTHONPATH or PYTHONHOME, C(conda_path) puts conda on the PATH, C(index) gives pip a second index;
+            C(taken) is a directory where a wanted environment belongs and that is none of this collection's.
+          type: str
+          sample: venv
+        path:
+          description: Where it is, or which file says so.
+          type: str
+          sample: /home/ann/torch-env
+        what:
+          description: What it is or sets, without credentials.
+          type: str
+          sample: a virtual environment
+        torch:
+          description: The torch that is found there, with C(version) and C(cuda) of its version file, or null.
+          type: dict
+          sample: {version: 2.6.0+cu124, cuda: "12.4"}
     unknown:
       description: >-
         What could not be read: C(what) names the key (or C(nvml) or C(libcuda), when that gave no answer), C(why) says the

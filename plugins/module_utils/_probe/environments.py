@@ -156,19 +156,19 @@ def _packages(
     text = host.text(f"{site}/torch/version.py") or ""
     stamped = (stamp or {}).get("torch")
     torch = {
-        "version": _assigned(text, "__version__"),
+        "version": assigned(text, "__version__"),
         "distribution_version": distributions.get("torch"),
-        "cuda": _assigned(text, "cuda"),
+        "cuda": assigned(text, "cuda"),
         "arch_flags": stamped.get("arch_flags") if isinstance(stamped, dict) else None,
     }
     return torch, companions
 
 
 def _version(host: Host, site: str, package: str) -> str | None:
-    return _assigned(host.text(f"{site}/{package}/version.py") or "", "__version__")
+    return assigned(host.text(f"{site}/{package}/version.py") or "", "__version__")
 
 
-def _assigned(text: str, name: str) -> str | None:
+def assigned(text: str, name: str) -> str | None:
     """Return the string that a line of Python assigns to a name: torch/version.py is read, never run."""
     match = re.search(rf"^{name}\s*(?::[^=\n]*)?=\s*['\"]([^'\"\n]+)['\"]", text, re.MULTILINE)
     return match.group(1) if match else None

@@ -21,6 +21,7 @@ from . import (
     driver,
     environments,
     files,
+    foreign,
     health,
     kernels,
     packages,
@@ -35,6 +36,7 @@ from . import (
 from .host import KIB, Host, reason
 
 SCHEMA = 1
+_FOREIGN_LIMIT = 5.0  # seconds
 # Any of these means that a driver is there to be asked. Without them NVML would try to load the module, and we only read.
 _DRIVER_TRACES = ("/sys/module/nvidia", "/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 
@@ -74,6 +76,7 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
     """Return the observation. Never raises because of what the host is like."""
     notes = _Notes()
     children = _start(host, request, notes)
+    others = _look_for_others(host, request, notes)
     release = notes.attempt("os", system.identity, host) or dict.fromkeys(("id", "version_id", "codename", "family"))
     manager = notes.attempt("os.package_manager", packages.manager, host, release["family"])
     database = notes.attempt("driver.packages", packages.inventory, host, manager, notes.unknown)
@@ -99,6 +102,9 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
     if request.urls:
         seen["urls"] = notes.attempt("urls", web.answers, request.urls, request.time_limit)
     _finish(host, seen, children, notes)
+    found = notes.attempt("foreign", others.answer) if others else None
+    seen["foreign"] = found["found"] if found else None
+    notes.unknown += found["unknown"] if found else []
     seen["unknown"] = notes.unknown
     return _printable(seen)
 
@@ -128,6 +134,16 @@ def _start(host: Host, request: Request, notes: _Notes) -> dict[str, child.Child
             if started:
                 children[name] = started
     return children
+
+
+def _look_for_others(host: Host, request: Request, notes: _Notes) -> child.Child | None:
+    """Start the child that looks for what others installed; homes may lie on file systems that hang."""
+    pid = os.getpid()
+
+    def look() -> Any:
+        return foreign.observe(host, request.root, request.environments, pid)
+
+    return notes.attempt("foreign", child.start, look, min(_FOREIGN_LIMIT, request.time_limit))
 
 
 def _os(host: Host, release: dict[str, Any], manager: str | None, notes: _Notes) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observ
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-KEYS = {"schema", "observed_at", "os", "gpus", "driver", "environments", "runtime", "files", "health", "unknown"}
+KEYS = {
+    *("schema", "observed_at", "os", "gpus", "driver", "environments", "runtime", "files", "health", "foreign"),
+    "unknown",
+}
 NVIDIA = "NVIDIA CORPORATION <cudatools@nvidia.com>"
 RTX_5070 = {
     "pci_address": "0000:01:00.0",
