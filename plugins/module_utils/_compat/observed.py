@@ -126,6 +126,7 @@ _SHAPE: dict[str, t.Any] = {
         "clock_synchronized": _FLAG,
         "locks": [{"path": _TEXT, "holder": _TEXT}],
     },
+    "foreign": [{"kind": _TEXT, "path": _TEXT, "what": _TEXT, "torch": {"version": _TEXT, "cuda": _TEXT}}],
     "urls": {"*": {"status": _NUMBER, "error": _TEXT}},
     "unknown": [{"what": _TEXT, "why": _TEXT}],
 }
@@ -468,6 +469,10 @@ class Host:
     def environment(self, name: str) -> t.Mapping[str, t.Any]:
         rows = [_mapping(row) for row in _list(self.observation.get("environments"))]
         return next((row for row in rows if row.get("name") == name), {})
+
+    def foreign(self) -> list[t.Mapping[str, t.Any]]:
+        """What others installed."""
+        return [_mapping(row) for row in _list(self.observation.get("foreign"))]
 
     def file(self, path: str) -> t.Mapping[str, t.Any] | None:
         """What is at a path; None: nothing, or not known."""

@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actio
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decision import Driver, Notes, Stack
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import Desired, parse
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.driver import ceilings, resolve_driver
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.foreign import judge_foreign
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import Action, Knowledge
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.torch_stack import resolve_environment
@@ -52,6 +53,8 @@ def resolve(
         torch_notes.soften()
     if _wants_gpus(wanted):
         notes.add(torch_notes)
+    if "torch" in wanted.steps:
+        judge_foreign(host, gpus, wanted, knowledge, notes)
     environments = [_environment(stack, gpus, wanted, host) for stack in stacks]
     for text in host.unknown():
         notes.warn(text)
