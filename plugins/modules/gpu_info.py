@@ -55,6 +55,15 @@ options:
     type: list
     elements: str
     default: []
+  integrity:
+    description:
+      - How the current release of every environment is compared with what was stamped. V(sizes) looks at every path, size and link, which
+        takes about a tenth of a second for an environment with torch.
+      - V(hashes) also reads every file and compares its SHA-256, with every processor of the host, which takes about a second for each GB
+        that the page cache holds and as long as the disk needs for the rest.
+    type: str
+    choices: [sizes, hashes]
+    default: sizes
   time_limit:
     description: Seconds after which NVML, libcuda or an address in O(urls) is given up.
     type: int
@@ -467,11 +476,11 @@ observation:
         processes:
           description: >-
             Processes that hold /dev/nvidia*, with C(pid), C(command), C(user), C(kind): C(compute), C(graphics) (desktop), or
-            C(daemon) (services and monitors), and C(container): the first 12 digits of its id or its name, null outside of
-            one. Null where they cannot be seen.
+            C(daemon) (services and monitors), C(container): the first 12 digits of its id or its name, null outside of
+            one, and C(gpus): the PCI addresses on which NVML sees it compute. Null where they cannot be seen.
           type: list
           elements: dict
-          sample: [{pid: 812, command: nvidia-persiste, user: nvpd, kind: daemon, container: null}]
+          sample: [{pid: 812, command: nvidia-persiste, user: nvpd, kind: daemon, container: null, gpus: []}]
         journal:
           description: What the role nvidia_driver noted at its last change (/var/lib/gpufleet/driver.json), or null.
           type: dict
@@ -552,8 +561,8 @@ observation:
           sample: {torchvision: 0.24.1+cu128, torchaudio: 2.9.1+cu128}
         integrity:
           description: >-
-            The current release against its manifest (every path, size and link; contents are not read): C(status) (C(ok), C(damaged)
-            or C(unstamped)), the numbers of C(missing), C(changed) and C(added) files, and at most five C(examples).
+            The current release against its manifest (every path, size and link, and the contents where O(integrity=hashes)): C(status)
+            (C(ok), C(damaged) or C(unstamped)), the numbers of C(missing), C(changed) and C(added) files, and at most five C(examples).
           type: dict
           sample: {status: ok, missing: 0, changed: 0, added: 0, examples: []}
         stamp:
@@ -588,9 +597,11 @@ observation:
       type: dict
       contains:
         disk:
-          description: C(free_mib) (in MiB) and C(free_inodes) of the file system that O(root) is on, or will be.
+          description: >-
+            C(free_mib) (in MiB), C(free_inodes) and C(file_system) (its type, null where that is not known) of the file system that
+            O(root) is on, or will be.
           type: dict
-          sample: {/opt/gpufleet/envs: {free_mib: 401235, free_inodes: 26214400}}
+          sample: {/opt/gpufleet/envs: {free_mib: 401235, free_inodes: 26214400, file_system: ext4}}
         clock_synchronized:
           description: Whether the clock follows a time source, as the kernel sees it.
           type: bool
@@ -658,6 +669,7 @@ ARGUMENTS = {
     "variables": {"type": "list", "elements": "str", "default": ["TOKENIZERS_PARALLELISM"]},
     "cuda": {"type": "bool", "default": False},
     "urls": {"type": "list", "elements": "str", "default": []},
+    "integrity": {"type": "str", "choices": ["sizes", "hashes"], "default": "sizes"},
     "time_limit": {"type": "int", "default": 10},
 }
 _TIME_LIMITS = range(1, 301)

@@ -4,7 +4,8 @@
 """PRIVATE to the collection. Python environments, described by reading only.
 
 Nothing of an environment is imported or executed here: the probe runs as root, and an environment may hold what its users
-put there. Integrity is size and presence of every file against the manifest that was written when the release was built.
+put there. Integrity is size and presence of every file against the manifest that was written when the release was built, and on
+request what every file holds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 from typing import Any
 
+from .._release import contents
 from .._release import manifest as manifests
 from .accounts import group_name, user_name
 from .host import MIB, Host, Unreadable
@@ -26,7 +28,9 @@ _SITE = re.compile(r"python3\.\d+$")
 _COMPANIONS = ("torchvision", "torchaudio")
 
 
-def observe(host: Host, root: str, wanted: list[str], unknown: list[dict[str, str]]) -> list[dict[str, Any]]:
+def observe(
+    host: Host, root: str, wanted: list[str], unknown: list[dict[str, str]], hashes: bool = False
+) -> list[dict[str, Any]]:
     """Return the environments below ``root``: the wanted ones that exist, or all."""
     found = []
     for name in host.names(root):
@@ -34,15 +38,15 @@ def observe(host: Host, root: str, wanted: list[str], unknown: list[dict[str, st
         if name.startswith(".") or (wanted and name not in wanted) or not host.is_dir(f"{path}/releases"):
             continue
         try:
-            found.append(_environment(host, name, path, unknown))
+            found.append(_environment(host, name, path, unknown, hashes))
         except (OSError, Unreadable, ValueError) as error:
             unknown.append({"what": f"environments[{name}]", "why": str(error)})
     return found
 
 
-def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]) -> dict[str, Any]:
+def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]], hashes: bool) -> dict[str, Any]:
     current = _release(host, path, "current")
-    stamps = {entry[: -len(".json")] for entry in host.names(f"{path}/stamps") if entry.endswith(".json")}
+    stamps = _usable_stamps(host, path)
     releases = [entry for entry in host.names(f"{path}/releases") if host.is_dir(f"{path}/releases/{entry}")]
     found: dict[str, Any] = {
         "name": name,
@@ -74,7 +78,7 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
         named = (found["stamp"] or {}).get(key)
         found[key] = named if isinstance(named, str) else found[key]
     try:
-        found["integrity"] = integrity(host, path, current, found["stamp"])
+        found["integrity"] = integrity(host, path, current, found["stamp"], hashes)
     except (OSError, Unreadable, ValueError) as error:
         unknown.append({"what": f"{what}.integrity", "why": str(error)})
     python = _PYTHON.search(host.text(f"{release}/pyvenv.cfg") or "")
@@ -85,6 +89,21 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
     except (OSError, Unreadable) as error:
         unknown.append({"what": f"{what}.torch", "why": str(error)})
     return found
+
+
+def _usable_stamps(host: Host, path: str) -> set[str]:
+    """The releases that have a stamp, without those of which it is written down that they are damaged."""
+    usable = set()
+    for entry in host.names(f"{path}/stamps"):
+        release, dot, kind = entry.rpartition(".")
+        if dot and kind == "json":
+            try:
+                stamp = _stamp(host, path, release)
+            except (OSError, Unreadable, ValueError):
+                continue
+            if stamp and not stamp.get("damaged"):
+                usable.add(release)
+    return usable
 
 
 def _release(host: Host, path: str, link: str) -> str | None:
@@ -106,8 +125,13 @@ def _stamp(host: Host, path: str, release: str) -> dict[str, Any] | None:
     return stamp
 
 
-def integrity(host: Host, path: str, release: str, stamp: dict[str, Any] | None) -> dict[str, Any]:
-    """Compare a release with its manifest: size and presence of every file, and that the manifest is the stamped one."""
+def integrity(
+    host: Host, path: str, release: str, stamp: dict[str, Any] | None, hashes: bool = False
+) -> dict[str, Any]:
+    """Compare a release with its manifest: size and presence of every file, and that the manifest is the stamped one.
+
+    What the files hold as well where ``hashes`` is set; a release from before hashes were kept is Unreadable then.
+    """
     manifest_path = f"{path}/stamps/{release}.manifest"
     try:
         manifest = host.read_bytes(manifest_path, _MANIFEST_LIMIT)
@@ -120,9 +144,23 @@ def integrity(host: Host, path: str, release: str, stamp: dict[str, Any] | None)
     if hashlib.sha256(manifest).hexdigest() != stamp.get("manifest_sha256"):
         return _verdict(manifests.Difference([], [manifest_path], []))
     text = manifests.decode(manifest)
-    if manifests.render(present) == text:
-        return _verdict(manifests.Difference([], [], []))
-    return _verdict(manifests.compare(manifests.parse(text), present))
+    if manifests.render(present) != text:
+        return _verdict(manifests.compare(manifests.parse(text), present))
+    if stamp.get("damaged"):  # an earlier look, which read the files, has found it
+        return _verdict(manifests.Difference([], [f"{path}/stamps/{release}.json: {stamp['damaged']}"], []))
+    changed = _other_contents(host, path, release, stamp, present) if hashes else []
+    return _verdict(manifests.Difference([], changed, []))
+
+
+def _other_contents(host: Host, path: str, release: str, stamp: dict[str, Any], present: dict[str, str]) -> list[str]:
+    """The files that hold something else than when the release was stamped."""
+    if "hashes_sha256" not in stamp:
+        raise Unreadable(f"{release} was built before hashes were kept: only sizes can be compared")
+    list_path = f"{path}/stamps/{release}.hashes"
+    stored = host.read_bytes(list_path, _MANIFEST_LIMIT)
+    if hashlib.sha256(stored).hexdigest() != stamp["hashes_sha256"]:
+        return [list_path]
+    return contents.changed(host.at(f"{path}/releases/{release}"), present, manifests.decode(stored))
 
 
 def _verdict(difference: manifests.Difference) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import struct
 from typing import Any
 
+from .._release import mounts
 from .host import ABSENT, KIB, MIB, Host
 
 # Locked with fcntl(2) by apt, dpkg, rpm; the file itself stays.
@@ -58,13 +59,15 @@ class _Timex(ctypes.Structure):
     ]
 
 
-def disk(host: Host, root: str) -> dict[str, dict[str, int]]:
-    """Return what is free where ``root`` is, or will be."""
+def disk(host: Host, root: str) -> dict[str, dict[str, Any]]:
+    """Return what is free where ``root`` is, or will be, and on which kind of file system that is."""
     path = root
     while not host.exists(path) and path not in ("/", ""):
         path = os.path.dirname(path)
     state = os.statvfs(host.at(path or "/"))
-    return {root: {"free_mib": state.f_bavail * state.f_frsize // MIB, "free_inodes": state.f_favail}}
+    kind = mounts.kind_of(host.resolve(path or "/"), host.text(mounts.PATH, MIB) or "")
+    free = {"free_mib": state.f_bavail * state.f_frsize // MIB, "free_inodes": state.f_favail}
+    return {root: {**free, "file_system": kind}}
 
 
 def clock_synchronized(host: Host) -> bool | None:

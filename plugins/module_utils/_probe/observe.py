@@ -52,6 +52,7 @@ class Request:
     cuda: bool = False
     urls: list[str] = field(default_factory=list)
     time_limit: float = 10.0
+    integrity: str = "sizes"
 
 
 class _Notes:
@@ -88,7 +89,13 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
         "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown),
         "driver": _driver(host, database, locks or [], notes),
         "environments": notes.attempt(
-            "environments", environments.observe, host, request.root, request.environments, notes.unknown
+            "environments",
+            environments.observe,
+            host,
+            request.root,
+            request.environments,
+            notes.unknown,
+            request.integrity == "hashes",
         )
         or [],
         "runtime": notes.attempt("runtime", files.runtime, host, request.variables),
@@ -248,6 +255,10 @@ def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], 
         found["processes"] = (
             None if held is None else notes.attempt("driver.processes", proc.describe, host, held, pids)
         )
+        for process in found["processes"] or []:
+            process["gpus"] = [
+                gpu["pci_address"] for gpu in (nvml or {}).get("gpus", []) if process["pid"] in gpu["compute_pids"]
+            ]
     _conclude(host, seen, nvml, libcuda, notes)
 
 

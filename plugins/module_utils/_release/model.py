@@ -12,7 +12,7 @@ import re
 import stat
 import typing as t
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, mounts
 
 SCHEMA = 1
 BUILD_ACCOUNT = "gpufleet"
@@ -153,10 +153,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_root(root: str) -> str:
+def check_root(root: str, mountinfo: str | None = None) -> str:
     """Return the real path of the root of all environments, or raise BadInput where it is no safe place for them.
 
-    The root need not exist yet. It and what lies above it must belong to root, and nobody else may replace a part of it.
+    The root need not exist yet. It and what lies above it must belong to root, and nobody else may replace a part of it. Other
+    hosts must not see it. ``mountinfo`` is the text of /proc/self/mountinfo, which is read where it is not given.
     """
     if not root.startswith("/") or not root.isprintable() or os.path.normpath(root) in ("/", "//"):
         raise BadInput(
@@ -180,6 +181,12 @@ def check_root(root: str) -> str:
         if part == "/":
             break
         part = os.path.dirname(part)
+    if mountinfo is None:
+        with open(mounts.PATH, encoding="utf-8", errors="surrogateescape") as file:
+            mountinfo = file.read()
+    kind = mounts.kind_of(existing, mountinfo)
+    if mounts.is_shared(kind):
+        raise BadInput("root", mounts.why_not(real, kind), mounts.REMEDY)
     flags = os.statvfs(existing).f_flag
     for flag, what in ((os.ST_NOEXEC, "noexec"), (os.ST_RDONLY, "read-only")):
         if flags & flag:
@@ -263,6 +270,13 @@ def check_limits(request: Request) -> None:
         raise BadInput("time_limit", "a time limit is not positive", "Give seconds.")
     if not all(word and "\0" not in word for word in request.smoke):
         raise BadInput("smoke", "it has an empty word", "Give a program and its arguments.")
+
+
+def is_foreign(names: t.Iterable[str]) -> bool:
+    """Whether a directory in the root, by the names in it, is somebody else's and not an environment of ours, however unfinished."""
+    entries = {name for name in names if not name.startswith(".")}
+    ours = {"releases", "stamps", "bin", "current", "previous", "runtime.env"}
+    return bool(entries - ours) and "stamps" not in entries
 
 
 def hide_credentials(text: str) -> str:

@@ -416,8 +416,8 @@ class Operation:
         """Prove a release, or say in ``pending`` why its quick proof has to wait; raises ReleaseError where it does not prove."""
         with self.step("prove"):
             user = owner if owner != "root" else self.host.account().name
-            request = {"level": level, "expect": expect, "sm": list(self.request.sm)}
-            request["gpus"] = list(self.request.gpus) or None
+            gpus = list(self.request.gpus) or None
+            request = {"level": level, "expect": expect, "sm": list(self.request.sm), "gpus": gpus}
             self.proof = self.host.prove(self.layout.python(release_id), request, user, self.request.proof_time_limit)
             if self.proof.get("verdict") == "passed":
                 return

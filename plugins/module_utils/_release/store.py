@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mode
     BadInput,
     Layout,
     ReleaseError,
+    is_foreign,
 )
 
 _ID_SEPARATOR = "."
@@ -51,6 +52,12 @@ def read_state(layout: Layout) -> State:
             raise BadInput(
                 "name", f"{path} is no directory of its own", "Remove what is in the way, or choose another name."
             )
+    if os.path.isdir(layout.home) and is_foreign(os.listdir(layout.home)):
+        raise BadInput(
+            "name",
+            f"{layout.home} is somebody else's: it holds other things than an environment",
+            "Move it away, or choose another name or another torch_env_root.",
+        )
     names = _names(layout.releases)
     stamps = {name: read_stamp(layout, name) for name in names}
     ordered = sorted(names, key=lambda name: _order(name, stamps[name] or {}))
@@ -123,12 +130,10 @@ def damage(layout: Layout, release_id: str, stamp: dict[str, t.Any], hashes: boo
 
 
 def _other_contents(layout: Layout, release_id: str, stamp: dict[str, t.Any], present: dict[str, str]) -> str | None:
-    """Which files hold something else; None also for a release that was stamped before hashes were kept."""
-    if "hashes_sha256" not in stamp:
-        return None
+    """Which files hold something else than when the release was stamped."""
     with open(layout.hashes(release_id), "rb") as file:
         stored = file.read()
-    if hashlib.sha256(stored).hexdigest() != stamp["hashes_sha256"]:
+    if hashlib.sha256(stored).hexdigest() != stamp.get("hashes_sha256"):
         return "its list of hashes is not the one that was stamped"
     changed = contents.changed(layout.release(release_id), present, manifest.decode(stored))
     return f"{len(changed)} files hold something else, for example {', '.join(changed[:5])}" if changed else None
@@ -151,6 +156,8 @@ def unusable(layout: Layout, release_id: str, stamp: dict[str, t.Any], hashes: b
     python = layout.python(release_id)
     if not os.access(python, os.X_OK):
         return Obstacle(f"its interpreter {os.path.realpath(python)} is gone", lasting=False)
+    if hashes and "hashes_sha256" not in stamp:
+        return Obstacle("it was built before hashes were kept", lasting=False)
     wrong = damage(layout, release_id, stamp, hashes)
     return None if wrong is None else Obstacle(wrong, lasting=True)
 

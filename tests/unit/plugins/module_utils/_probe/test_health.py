@@ -120,3 +120,12 @@ def test_a_real_flock_is_seen_as_the_kernel_writes_it(tmp_path, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = [entry for entry in health.locks(Host(), []) if entry["path"] == str(tmp_path / "lock")]
     assert [f"(process {os.getpid()})" in entry["holder"] for entry in found] == [True]
+
+
+def test_the_kind_of_file_system_is_that_of_where_the_root_leads(tree):
+    table = "28 1 8:1 / / rw - ext4 /dev/sda1 rw\n80 28 0:55 / /mnt/share rw - nfs4 server:/envs rw\n"
+    tree.folder("/mnt/share").link("/opt", "/mnt/share").file("/proc/self/mountinfo", table)
+    assert health.disk(tree.host(), "/opt/gpufleet/envs")["/opt/gpufleet/envs"]["file_system"] == "nfs4"
+    assert health.disk(tree.host(), "/srv")["/srv"]["file_system"] == "ext4"
+    tree.path("/proc/self/mountinfo").unlink()
+    assert health.disk(tree.host(), "/srv")["/srv"]["file_system"] is None
