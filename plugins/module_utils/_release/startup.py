@@ -11,19 +11,22 @@ from __future__ import annotations
 import os
 import shlex
 
-MARK = "Written by gpufleet.workstation"
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof.runner import source_of
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import gpu_env
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.gpu_env import MARK
 
 PTH_NAME = "gpufleet_runtime.pth"
 PTH = "import _gpufleet_runtime\n"
 MODULE_NAME = "_gpufleet_runtime.py"
-MODULE = f'''"""{MARK}: sets the variables of runtime.env, two levels above the release, unless they are set."""
+MODULE = f'''"""{MARK}: sets the variables of runtime.env, two levels above this release, unless they are set."""
 import os
-import sys
 
 
 def _set_variables():
     try:
-        path = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(sys.prefix))), "runtime.env")
+        # Not from sys.prefix: the prefix of an overlay, which sees this file as well, is somewhere else.
+        packages = os.path.dirname(os.path.realpath(__file__))
+        path = os.path.join(packages, *[os.pardir] * 5, "runtime.env")
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 name, equals, value = line.strip().partition("=")
@@ -67,60 +70,6 @@ else
 end
 """
 
-_COMMAND = """#!/bin/sh
-# {mark}: runs commands in the environments below one directory.
-root={root}
-
-usage() {{
-    echo 'usage: gpu-env list | gpu-env path NAME | gpu-env run NAME COMMAND [ARGUMENT...]' >&2
-    exit 2
-}}
-
-# A process that was started through the symlink would import late modules from the next release: resolve it first.
-resolve() {{
-    case $1 in
-        '' | .* | *[!a-z0-9._-]*)
-            echo "gpu-env: '$1' is no name of an environment" >&2
-            exit 2
-            ;;
-    esac
-    if ! release=$(readlink -f "$root/$1/current") || [ ! -x "$release/bin/python" ]; then
-        echo "gpu-env: no environment '$1' that you can use is in $root; 'gpu-env list' shows what there is" >&2
-        exit 127
-    fi
-}}
-
-case ${{1-}} in
-    list)
-        [ $# -eq 1 ] || usage
-        for link in "$root"/*/current; do
-            if release=$(readlink -f "$link") && [ -x "$release/bin/python" ]; then
-                name=${{link%/current}}
-                printf '%s\\t%s\\n' "${{name##*/}}" "${{release##*/}}"
-            fi
-        done
-        ;;
-    path)
-        [ $# -eq 2 ] || usage
-        resolve "$2"
-        printf '%s\\n' "$release"
-        ;;
-    run)
-        [ $# -ge 3 ] || usage
-        resolve "$2"
-        shift 2
-        VIRTUAL_ENV=$release
-        PATH=$release/bin:$PATH
-        export VIRTUAL_ENV PATH
-        unset PYTHONHOME
-        exec "$@"
-        ;;
-    *)
-        usage
-        ;;
-esac
-"""
-
 
 def environment_files(root: str, name: str) -> dict[str, tuple[int, str]]:
     """{path: (mode, content)} of one environment's own launchers."""
@@ -138,5 +87,6 @@ def environment_files(root: str, name: str) -> dict[str, tuple[int, str]]:
 
 
 def command_file(root: str) -> tuple[int, str]:
-    """(mode, content) of the host's command gpu-env."""
-    return 0o755, _COMMAND.format(mark=MARK, root=shlex.quote(root))
+    """(mode, content) of the host's command gpu-env, for the Python of the system, without anything that users could add to it."""
+    here = source_of(gpu_env).replace(f'\nROOT = "{gpu_env.ROOT}"\n', f"\nROOT = {root!r}\n", 1)
+    return 0o755, f"#!/usr/bin/python3 -IS\n# {MARK}: changes are overwritten.\n{here}"

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import startup
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import gpu_env as gpu_env_module
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, startup
+
+PACKAGES = Path("lib", "python3.11", "site-packages")
 
 
 @pytest.fixture
@@ -31,12 +34,13 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def sh(*command: str | Path, shell: str = "/bin/sh") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([shell, *map(str, command)], capture_output=True, text=True, check=False, timeout=20)
+def sh(*command: str | Path, program: str = "/bin/sh") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *map(str, command)], capture_output=True, text=True, check=False, timeout=20)
 
 
 def gpu_env(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return sh(home.parents[1] / "gpu-env", *arguments)
+    command = [home.parents[1] / "gpu-env", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
 
 
 def test_the_python_launcher_starts_the_release_itself(home: Path) -> None:
@@ -60,10 +64,10 @@ def test_without_a_release_the_launcher_says_so(home: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
 def test_fish_has_an_activation_of_its_own(home: Path) -> None:
-    done = sh("-c", "source $argv[1]; echo $ACTIVATED", home / "bin" / "activate.fish", shell="/usr/bin/fish")
+    done = sh("-c", "source $argv[1]; echo $ACTIVATED", home / "bin" / "activate.fish", program="/usr/bin/fish")
     assert (done.stdout, done.stderr) == ("one\n", "")
     (home / "current").unlink()
-    done = sh("-c", "source $argv[1]", home / "bin" / "activate.fish", shell="/usr/bin/fish")
+    done = sh("-c", "source $argv[1]", home / "bin" / "activate.fish", program="/usr/bin/fish")
     assert (done.returncode, "no release of this environment serves" in done.stderr) == (1, True)
 
 
@@ -72,7 +76,7 @@ def test_activate_can_be_sourced(home: Path, shell: str) -> None:
     if not os.access(shell, os.X_OK):
         pytest.skip(f"needs {shell}")
     done = sh(
-        "-c", '. "$1" && echo $ACTIVATED ${_gpufleet_release-unset}', "sh", home / "bin" / "activate", shell=shell
+        "-c", '. "$1" && echo $ACTIVATED ${_gpufleet_release-unset}', "sh", home / "bin" / "activate", program=shell
     )
     assert done.stdout == "one unset\n"
 
@@ -95,18 +99,43 @@ def test_gpu_env_takes_only_names(home: Path, name: str) -> None:
     done = gpu_env(home, "path", name)
     assert done.returncode in (2, 127)
     assert done.stdout == ""
-    assert "gpu-env:" in done.stderr
+    assert "gpu-env" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("run",), ("run", "base"), ("path",), ("list", "x"), ("frobnicate",)])
+@pytest.mark.parametrize(
+    "arguments", [(), ("run",), ("run", "base"), ("path",), ("list", "x"), ("frobnicate",), ("new", "x")]
+)
 def test_gpu_env_explains_its_use(home: Path, arguments: tuple[str, ...]) -> None:
     done = gpu_env(home, *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("usage: gpu-env list")
+    assert "gpu-env run" in done.stderr or done.stderr.startswith("usage: gpu-env")
+
+
+def test_gpu_env_starts_the_command_as_a_shell_would(home: Path) -> None:
+    assert gpu_env(home, "run", "base", "sh", "-c", "grep SigIgn /proc/self/status").stdout.split()[1] == "0" * 16
+    assert gpu_env(home, "run", "base", "--", "sh", "-c", "echo $1", "x", "--path").stdout == "--path\n"
+    missing = gpu_env(home, "run", "base", "no-such-command")
+    assert (missing.returncode, missing.stderr) == (127, "gpu-env: no-such-command: No such file or directory\n")
+    assert gpu_env(home, "run", "base", "/etc/passwd").returncode == 126
+
+
+def test_gpu_env_says_what_to_type_to_activate(home: Path) -> None:
+    lines = gpu_env(home, "activate", "base").stdout.splitlines()
+    assert [line.split("/")[-1] for line in lines] == ["activate'  # bash, zsh", "activate.fish'  # fish"]
+
+
+def test_gpu_env_is_for_the_system_s_python_without_what_users_could_add(home: Path) -> None:
+    text = (home.parents[1] / "gpu-env").read_text()
+    assert text.startswith("#!/usr/bin/python3 -IS\n")
+    assert f"\nROOT = {str(home.parent)!r}\n" in text
+
+
+def test_gpu_env_knows_torch_s_family_as_locks_do() -> None:
+    assert gpu_env_module.FAMILY == lock.FAMILY
 
 
 def test_the_launchers_are_valid_for_dash_and_for_shellcheck_where_it_is(home: Path) -> None:
-    for path in (home / "bin" / "python", home / "bin" / "activate", home.parents[1] / "gpu-env"):
+    for path in (home / "bin" / "python", home / "bin" / "activate"):
         assert sh("-n", path).returncode == 0
         if shutil.which("shellcheck"):
             done = subprocess.run(
@@ -118,15 +147,15 @@ def test_the_launchers_are_valid_for_dash_and_for_shellcheck_where_it_is(home: P
 class TestRuntimeModule:
     @pytest.fixture
     def release(self, tmp_path: Path) -> Path:
-        """The directory that plays the release, and two levels up runtime.env; the module is run by hand with that prefix."""
+        """The directory that plays the release, and two levels up runtime.env; the module is run by hand from there."""
         release = tmp_path / "base" / "releases" / "one"
-        release.mkdir(parents=True)
-        (release / "_gpufleet_runtime.py").write_text(startup.MODULE)
+        (release / PACKAGES).mkdir(parents=True)
+        (release / PACKAGES / "_gpufleet_runtime.py").write_text(startup.MODULE)
         return release
 
     def run(self, prefix: Path, environment: dict[str, str] | None = None, show: str = "TOKENIZERS_PARALLELISM") -> str:
         program = (
-            f"import sys, os; sys.prefix = {str(prefix)!r}; sys.path.insert(0, {str(prefix)!r}); import _gpufleet_runtime\n"
+            f"import sys, os; sys.path.insert(0, {str(prefix / PACKAGES)!r}); import _gpufleet_runtime\n"
             f"print(os.environ.get({show!r}), hasattr(_gpufleet_runtime, '_set_variables'))"
         )
         command = [sys.executable, "-I", "-S", "-B", "-c", program]
@@ -178,11 +207,11 @@ class TestRuntimeModule:
         (release.parents[1] / "runtime.env").write_text("TOKENIZERS_PARALLELISM=false\nOMP_NUM_THREADS=8\n")
         program = (
             "import sys, time, statistics\n"
-            f"sys.prefix = {str(release)!r}\n"
-            f"source = compile(open({str(release / '_gpufleet_runtime.py')!r}).read(), 'm', 'exec')\n"
+            f"path = {str(release / PACKAGES / '_gpufleet_runtime.py')!r}\n"
+            "source = compile(open(path).read(), 'm', 'exec')\n"
             "times = []\n"
             "for _ in range(50):\n"
-            "    begin = time.perf_counter(); exec(source, {'__name__': 'm'}); times.append(time.perf_counter() - begin)\n"
+            "    begin = time.perf_counter(); exec(source, {'__file__': path}); times.append(time.perf_counter() - begin)\n"
             "print(statistics.median(times) * 1000)"
         )
         done = subprocess.run(
