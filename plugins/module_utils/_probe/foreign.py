@@ -18,7 +18,7 @@ import re
 import stat
 from typing import Any, Iterable, Iterator
 
-from .._release.model import hide_credentials
+from .._release.model import hide_credentials, is_foreign
 from . import files
 from .environments import assigned
 from .host import ABSENT, KIB, Host, Unreadable, reason
@@ -246,13 +246,6 @@ def _system_profiles(host: Host) -> list[str]:
     for folder in _PROFILE_FOLDERS:
         paths += [f"{folder}/{name}" for name in host.names(folder)[:_NAMES] if "gpufleet" not in name]
     return paths
-
-
-def is_foreign(names: Iterable[str]) -> bool:
-    """Whether a directory in the root, by the names in it, is somebody else's and not an environment of ours, however unfinished."""
-    entries = {name for name in names if not name.startswith(".")}
-    ours = {"releases", "stamps", "bin", "current", "previous", "runtime.env"}
-    return bool(entries - ours) and "stamps" not in entries
 
 
 class _Below:

@@ -191,11 +191,6 @@ def test_what_lies_in_the_place_of_an_environment_is_told(debian, make, what):
     assert look(debian, wanted=["other"])["found"] == []
 
 
-@pytest.mark.parametrize("names", [[], ["releases"], ["bin", "stamps", "notes.txt"], [".current.7"], ["runtime.env"]])
-def test_an_environment_of_ours_is_not_foreign_however_unfinished(names):
-    assert not foreign.is_foreign(names)
-
-
 def test_links_in_a_home_lead_nowhere(debian):
     venv(debian, "/srv/real")
     debian.link("/home/ann/venv", "/srv/real").file("/home/bob/venv/pyvenv.cfg").link(

@@ -186,3 +186,8 @@ def test_an_error_names_the_step_the_cause_and_the_remedy() -> None:
 )
 def test_credentials_are_hidden(text: str, shown: str) -> None:
     assert model.hide_credentials(text) == shown
+
+
+@pytest.mark.parametrize("names", [[], ["releases"], ["bin", "stamps", "notes.txt"], [".current.7"], ["runtime.env"]])
+def test_an_environment_of_ours_is_not_foreign_however_unfinished(names: list[str]) -> None:
+    assert not model.is_foreign(names)

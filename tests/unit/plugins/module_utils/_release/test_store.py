@@ -64,6 +64,15 @@ def test_a_link_in_place_of_the_environment_is_refused(tmp_path: Path) -> None:
         store.read_state(model.Layout(str(tmp_path), "base"))
 
 
+@pytest.mark.parametrize("entry", ["lib", "pyvenv.cfg", "data"])
+def test_somebody_elses_directory_is_refused_and_left_as_it_is(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "base" / "bin").mkdir(parents=True)
+    (tmp_path / "base" / entry).touch()
+    with pytest.raises(model.BadInput, match="is somebody else's"):
+        store.read_state(model.Layout(str(tmp_path), "base"))
+    assert sorted(path.name for path in (tmp_path / "base").iterdir()) == sorted(["bin", entry])
+
+
 @pytest.mark.parametrize("target", ["/etc", "../../etc", "releases/gone", "releases/../x"])
 def test_a_current_that_leads_elsewhere_counts_as_none(layout: model.Layout, target: str) -> None:
     os.symlink(target, layout.link("current"))
