@@ -40,7 +40,7 @@ def build_index(settings: Settings, real: bool, stop: threading.Event) -> None:
         if real and not have_real(settings):
             with step("downloading torch's own wheels (5 GB)"):
                 build_real(settings, described["real"], stop)
-        build_packages_index(settings, described)
+        build_packages_index(settings, described, stop)
 
 
 def have_real(settings: Settings) -> bool:
@@ -238,10 +238,22 @@ def extra_wheels(described: list[dict[str, Any]]) -> dict[str, bytes]:
     return found
 
 
-def build_packages_index(settings: Settings, described: dict[str, Any]) -> None:
-    """The index for what is not torch: the extras, and torch's ordinary dependencies where they were downloaded."""
+def pinned_uv(settings: Settings) -> str:
+    """The uv of the collection, as a requirement."""
+    path = str(settings.checkout / "collections")
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    from ansible_collections.gpufleet.workstation.plugins.module_utils._release import tool
+
+    return f"uv=={tool.UV_VERSION}"
+
+
+def build_packages_index(settings: Settings, described: dict[str, Any], stop: threading.Event) -> None:
+    """The index for what is not torch: the extras, uv, and torch's ordinary dependencies where they were downloaded."""
     folder = settings.served / "packages"
     _write_small(folder, extra_wheels(described["extras"]))
+    python = described["real"]["pythons"][-1]
+    _fetch(settings, find_pip(settings), folder, described["real"], pinned_uv(settings), python, stop)
     listed = _listed(folder)
     tagged = set(described["real"]["tagged"])
     real = settings.served / "real" / described["real"]["tag"]
