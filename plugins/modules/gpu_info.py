@@ -534,7 +534,9 @@ observation:
           type: str
           sample: 3.13.5
         interpreter_ok:
-          description: Whether the current release's interpreter still exists; it is a symlink into the system.
+          description: >-
+            Whether the current release's interpreter, a symlink into the system, still exists and still is the version that the release
+            was built with. An upgrade of the system can take it away.
           type: bool
           sample: true
         owner:

@@ -107,6 +107,7 @@ def _torch_actions(
         if why and release is None:
             builds.append(name)
             _check_index(host, environment, notes)
+            actions += _python_actions(environment, actions)
             what = f"build {environment['spec']['torch']} for the environment {name}"
             actions.append(Action(f"torch.build:{name}", "torch", what, why, data))
         if why:
@@ -123,6 +124,17 @@ def _torch_actions(
             )
     _check_space(host, builds, wanted, knowledge, notes)
     return actions
+
+
+def _python_actions(environment: t.Mapping[str, t.Any], planned: t.Sequence[Action]) -> list[Action]:
+    """The package of the Python that a build needs and the host lacks, once for all environments."""
+    package, version = environment["python_package"], environment["spec"]["python"]
+    action = f"torch.python:{version}"
+    if not package or any(other.id == action for other in planned):
+        return []
+    data = {"environment": environment["name"], "package": package}
+    why = f"the environment {environment['name']} is built with Python {version}, which the host lacks"
+    return [Action(action, "torch", f"install the package {package}", why, data)]
 
 
 def _release(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]) -> tuple[str | None, str | None]:
@@ -148,6 +160,9 @@ def _why_rebuild(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]
     torch = seen.get("torch") or {}
     if integrity.get("status") == "unstamped" or not stamp:
         return f"{current} was never proven"
+    if seen.get("interpreter_ok") is False:
+        built = f"Python {seen['python']}" if seen.get("python") else "Python"
+        return f"{current} has a dangling interpreter: the {built} that it was built with is gone"
     if stamp.get("spec_digest") != environment["spec_digest"]:
         built = (stamp.get("spec") or {}).get("torch") or current
         wanted = environment["spec"]["torch"]
@@ -160,8 +175,6 @@ def _why_rebuild(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]
         return f"{current} is damaged: {listed(counts) or 'files differ'}{examples}"
     if integrity.get("status") != "ok":
         return f"whether {current} is intact could not be seen"
-    if seen.get("interpreter_ok") is False:
-        return f"the Python that {current} was built with is gone"
     if torch.get("version") not in (None, environment["spec"]["torch"]):
         return f"{current} holds torch {torch['version']}, not {environment['spec']['torch']}"
     return None

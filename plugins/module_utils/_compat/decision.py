@@ -118,7 +118,10 @@ class Driver:
 
 @dataclass(frozen=True)
 class Stack:
-    """One environment's torch build and Python. `code`: for each GPU the machine code that serves it, as in sm_86."""
+    """One environment's torch build and Python. `code`: for each GPU the machine code that serves it, as in sm_86.
+
+    `python_package`: what has to be installed so that the interpreter is there.
+    """
 
     wanted: DesiredEnvironment
     version: str
@@ -127,6 +130,7 @@ class Stack:
     companions: dict[str, str]
     python: str | None
     interpreter: str | None
+    python_package: str | None
     code: tuple[str | None, ...]
 
     @property

@@ -189,6 +189,7 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         "keep": wanted.keep,
         "sm": sm,
         "interpreter": stack.interpreter,
+        "python_package": stack.python_package,
         "variables": dict(wanted.runtime.variables) if wanted.runtime.state == "present" else {},
         "actions": [],
         "proof": {

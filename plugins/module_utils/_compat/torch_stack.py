@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import typing as t
+from dataclasses import dataclass
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decision import Ceiling, Notes, Stack, listed
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import (
@@ -43,15 +44,16 @@ def resolve_environment(
     release = knowledge.releases.get(torch.version)
     index = _choose_index(torch, release, search, host, knowledge, notes)
     tag = index.tag if index else torch.tag
-    python, interpreter = _choose_python(wanted, release, host, notes)
+    python = _choose_python(wanted, release, host, notes)
     return Stack(
         wanted=wanted,
         version=torch.version,
         tag=tag,
         index_url=torch.index_url or (f"{torch.index_base_url}/{tag}" if tag else ""),
         companions={name: release.companions[name] for name in wanted.companions} if release else {},
-        python=python,
-        interpreter=interpreter,
+        python=python.version,
+        interpreter=python.interpreter,
+        python_package=python.package,
         code=tuple(search.code_for(gpu, index) for gpu in gpus),
     )
 
@@ -268,10 +270,20 @@ def _distance(known: str, asked: str) -> int:
     return abs(sum((a - b) * weight for a, b, weight in zip(left, right, (10000, 100, 1))))
 
 
-def _choose_python(
-    wanted: DesiredEnvironment, release: Release | None, host: Host, notes: Notes
-) -> tuple[str | None, str | None]:
-    """Return (version, interpreter): the system's own Python where torch supports it, else the newest supported one."""
+@dataclass(frozen=True)
+class _Python:
+    """The Python of an environment: its version, where it is or will be, and the package that brings it where it is missing."""
+
+    version: str | None
+    interpreter: str | None
+    package: str | None = None
+
+
+def _choose_python(wanted: DesiredEnvironment, release: Release | None, host: Host, notes: Notes) -> _Python:
+    """The named Python; else the system's own where torch supports it, the one that serves now, or the newest supported one.
+
+    What the distribution packages and the host lacks is installed.
+    """
     here = host.pythons()
     own = host.distribution.python if host.distribution else None
     packages: t.Mapping[str, str] = host.distribution.python_packages if host.distribution else {}
@@ -283,35 +295,55 @@ def _choose_python(
             release.python[1]
         )
 
+    def installed(version: str) -> _Python:
+        return _Python(version, (here or {}).get(version, f"/usr/bin/python{version}"))
+
+    def packaged(version: str) -> _Python:
+        return _Python(version, f"/usr/bin/python{version}", packages[version])
+
+    there = here if here is not None else [own] if own else []
     if wanted.python is not None:
         version = wanted.python
         if not fits(version):
             notes.refuse("python", f"{supports}, not {version}", "Set torch_env_python to auto or to one of these.")
+        elif version not in there and version in packages:
+            notes.say(
+                f"Python {version} is asked for, {_lead(here, has)}: its package {packages[version]} is installed."
+            )
+            return packaged(version)
         elif here is not None and version not in here:
-            package = f" (package {packages[version]})" if version in packages else ""
             notes.refuse(
                 "python",
-                f"Python {version} is not installed: the host has {has}",
-                f"Install Python {version}{package} on the host, or set torch_env_python to auto.",
+                f"Python {version} is not installed and not packaged for {host.os_name}: the host has {has}",
+                f"Install Python {version} on the host, or set torch_env_python to auto.",
             )
         elif here is None and version != own:
             notes.warn(f"Python {version} has to be installed on the host: {has}.")
-        return version, (here or {}).get(version, f"/usr/bin/python{version}")
+        return installed(version)
 
-    fitting = [version for version in (here if here is not None else [own] if own else []) if fits(version)]
+    fitting = [version for version in there if fits(version)]
     if fitting:
-        version = own if own in fitting else newest(fitting)
-        return version, (here or {}).get(version, f"/usr/bin/python{version}")
+        serving = _serving_python(host, wanted.name)
+        return installed(own if own in fitting else serving if serving in fitting else newest(fitting))
     if here is None and own is None:
         notes.warn(
             f"Which Python {host.os_name} comes with is not in the knowledge base: it is chosen on the observed host."
         )
-        return None, None
+        return _Python(None, None)
     offered = [version for version in packages if fits(version)]
-    best = newest(offered) if offered else None
-    if best and here is None:
-        notes.say(f"{supports}, {has}: its package {packages[best]} has to be installed.")
-        return best, f"/usr/bin/python{best}"
-    remedy = f"Install the package {packages[best]} on the host." if best else "Install one of these on the host."
-    notes.refuse("python", f"{supports}, {'the host has ' if here is not None else ''}{has}", remedy)
-    return best, None
+    if offered:
+        best = newest(offered)
+        notes.say(f"{supports}, {_lead(here, has)}: its package {packages[best]} is installed.")
+        return packaged(best)
+    notes.refuse("python", f"{supports}, {_lead(here, has)}", "Install one of these on the host.")
+    return _Python(None, None)
+
+
+def _lead(here: t.Mapping[str, str] | None, has: str) -> str:
+    return has if here is None else f"the host has {has}"
+
+
+def _serving_python(host: Host, name: str) -> str | None:
+    """The Python that the environment was built with: a newer one that somebody installs beside it is no reason to build anew."""
+    built = ((host.environment(name).get("stamp") or {}).get("spec") or {}).get("python")
+    return built if isinstance(built, str) else None

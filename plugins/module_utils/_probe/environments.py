@@ -24,6 +24,7 @@ from .host import MIB, Host, Unreadable
 _MANIFEST_LIMIT = 64 * MIB
 _PYTHON = re.compile(r"^\s*version(?:_info)?\s*=\s*(\d+\.\d+(?:\.\d+)?)", re.MULTILINE)
 _DISTRIBUTION = re.compile(r"([A-Za-z0-9._]+?)-([^-]+)\.dist-info$")
+_INTERPRETER = re.compile(r"/python(3\.\d+)$")
 _SITE = re.compile(r"python3\.\d+$")
 _COMPANIONS = ("torchvision", "torchaudio")
 
@@ -83,7 +84,7 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
         unknown.append({"what": f"{what}.integrity", "why": str(error)})
     python = _PYTHON.search(host.text(f"{release}/pyvenv.cfg") or "")
     found["python"] = python.group(1) if python else None
-    found["interpreter_ok"] = host.runnable(f"{release}/bin/python")
+    found["interpreter_ok"] = _serves(host, f"{release}/bin/python", found["python"])
     try:
         found["torch"], found["companions"] = _packages(host, release, found["stamp"])
     except (OSError, Unreadable) as error:
@@ -104,6 +105,14 @@ def _usable_stamps(host: Host, path: str) -> set[str]:
             if stamp and not stamp.get("damaged"):
                 usable.add(release)
     return usable
+
+
+def _serves(host: Host, python: str, version: str | None) -> bool:
+    """Whether an interpreter is there and still the one of the release: an upgrade can put another version under its name."""
+    if not host.runnable(python):
+        return False
+    now = _INTERPRETER.search(host.resolve(python))
+    return now is None or version is None or f"{version}.".startswith(f"{now.group(1)}.")
 
 
 def _release(host: Host, path: str, link: str) -> str | None:

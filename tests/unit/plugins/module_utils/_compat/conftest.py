@@ -303,6 +303,9 @@ def carry_out() -> Callable[..., Observation]:
                 driver.update(nouveau_loaded=False)
             elif kind == "driver.persistence":
                 driver["persistence"] = {"unit": data["unit"], "present": True, "enabled": True, "active": True}
+            elif kind == "torch.python":
+                version = action["id"].partition(":")[2]
+                seen["os"].setdefault("pythons", {})[version] = f"/usr/bin/python{version}"
             elif kind == "torch.build":
                 _build(seen, plan, data["environment"])
             elif kind == "runtime.file":

@@ -464,7 +464,7 @@ def test_removing_waits_for_whoever_computes_and_does_nothing_where_nothing_is(
             "2 missing and 1 added",
         ),
         ({"integrity": {"status": "unstamped"}, "stamp": None}, "was never proven"),
-        ({"interpreter_ok": False}, "the Python that"),
+        ({"interpreter_ok": False}, "has a dangling interpreter"),
         ({"torch": {"version": "2.9.1+cpu"}}, "holds torch 2.9.1+cpu"),
     ],
 )

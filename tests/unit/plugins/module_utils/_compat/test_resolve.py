@@ -793,7 +793,8 @@ def test_a_fresh_system_gets_its_own_python_or_the_newer_one_it_packages(fresh: 
     plan = resolve(fresh(RTX_3090, system=system))
     assert plan["torch"]["python"] == python
     assert plan["environments"][0]["interpreter"] == f"/usr/bin/python{python}"
-    assert ("its package python3.12 has to be installed" in said(plan)) == (system == "rocky9")
+    assert ("its package python3.12 is installed" in said(plan)) == (system == "rocky9")
+    assert plan["environments"][0]["python_package"] == ("python3.12" if system == "rocky9" else None)
 
 
 def test_a_default_python_that_is_not_established_is_said(fresh: Make) -> None:
@@ -826,11 +827,14 @@ def test_the_systems_own_python_is_preferred_then_the_newest(
     [
         ("debian13", ["3.13"], "3.15", "supports Python 3.10 to 3.14, not 3.15"),
         ("debian13", ["3.13"], "3.9", "not 3.9"),
-        ("debian13", ["3.13"], "3.12", "Python 3.12 is not installed: the host has 3.13"),
-        ("debian13", ["3.8", "3.9"], "auto", "the host has 3.8 and 3.9"),
-        ("debian13", [], "auto", "the host has none"),
-        ("rocky9", ["3.9"], "auto", "Install the package python3.12 on the host"),
-        ("rocky9", ["3.9"], "3.11", "(package python3.11)"),
+        (
+            "debian13",
+            ["3.13"],
+            "3.12",
+            "Python 3.12 is not installed and not packaged for Debian 13: the host has 3.13",
+        ),
+        ("arch", ["3.8", "3.9"], "auto", "the host has 3.8 and 3.9"),
+        ("arch", [], "auto", "supports Python 3.10 to 3.14, the host has none -> Install one of these"),
     ],
 )
 def test_a_python_that_is_not_there_or_does_not_fit_is_refused(

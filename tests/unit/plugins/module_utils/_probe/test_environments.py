@@ -131,6 +131,17 @@ def test_a_stamp_that_is_no_json_object_is_unknown(debian, text):
     assert [entry["what"] for entry in unknown] == ["environments[base].stamp"]
 
 
+@pytest.mark.parametrize(("now", "ok"), [("python3.11", True), ("python3.13", False), ("python3", True)])
+def test_another_version_under_the_interpreters_name_is_seen(debian, now, ok):
+    debian.environment()
+    debian.path(f"/usr/bin/{now}").touch(0o755)
+    link = debian.path(f"{ROOT}/base/releases/{RELEASE}/bin/python")
+    link.unlink()
+    link.symlink_to("/usr/bin/python-default")
+    debian.link("/usr/bin/python-default", now)
+    assert _observe(debian)[0]["interpreter_ok"] is ok
+
+
 def test_a_vanished_interpreter_is_seen(debian):
     debian.environment().path("/usr/bin/python3.11").unlink()
     assert _observe(debian)[0]["interpreter_ok"] is False
