@@ -256,8 +256,8 @@ def _make(path: str, name: str, base: str, release: str) -> None:
     command = [interpreter, "-I", "-S", "-m", "venv", "--without-pip", "--prompt", name, path]
     status, said = _call(command)
     if status != 0:
-        raise Problem(f"{interpreter} cannot make a virtual environment: {said}")
-    _add_pip(os.path.join(path, "bin", "python"))
+        raise Problem(f"{path} cannot be made: {said}; choose another place with --path")
+    _add_pip(path)
     _guard_uv(path)
     with open(os.path.join(path, "pip.conf"), "w", encoding="utf-8") as file:
         file.write(
@@ -268,11 +268,15 @@ def _make(path: str, name: str, base: str, release: str) -> None:
         raise Problem(f"{base} was changed in the meantime; run the command again")
 
 
-def _add_pip(python: str) -> None:
+def _add_pip(path: str) -> None:
     """Bring pip: from the interpreter's own store, else, as on Debian without python3-venv, with uv from the package index."""
+    python = os.path.join(path, "bin", "python")
     status, said = _call([python, "-I", "-m", "ensurepip", "--default-pip"])
-    if status == 0:  # Python before 3.12 brings an old setuptools as well, which would hide the base's
-        status, said = _call([python, "-I", "-m", "pip", "--no-input", "uninstall", "-q", "-y", "setuptools"])
+    if status == 0:
+        if os.path.isdir(
+            os.path.join(_packages(path), "setuptools")
+        ):  # Python before 3.12: it would hide the base's newer one
+            status, said = _call([python, "-I", "-m", "pip", "--no-input", "uninstall", "-q", "-y", "setuptools"])
     else:
         tools = sorted(glob.glob(os.path.join(glob.escape(ROOT), ".tools", "uv-*", "uv")))
         if tools:

@@ -25,7 +25,7 @@ REGISTRY = ".local/share/gpufleet/envs"
 """Below a home: directories, or symlinks to them, as gpu-env makes them."""
 KEY = "gpufleet-release"
 
-_MOST_OVERLAYS = 1000  # of one user: whoever has more loses the count of the rest
+_MOST_OVERLAYS = 200  # of one user: whoever has more loses the count of the rest
 _MOST_BYTES = 16384
 _LONGEST_NAME = 200
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -41,7 +41,7 @@ class Home(t.NamedTuple):
 
 
 def pinned(
-    root: str, time_limit: float = 20.0, say: t.Callable[[str], object] = lambda _text: None
+    root: str, say: t.Callable[[str], object] = lambda _text: None, time_limit: float = 20.0
 ) -> dict[str, list[str]] | None:
     """The releases below ``root`` that overlays see, by their real paths, each with the overlays' paths.
 
@@ -50,16 +50,14 @@ def pinned(
     inside = os.path.realpath(root)
     progress = mmap.mmap(-1, _LONGEST_NAME)  # shared with the child: which home it is reading
     try:
-        found = start(lambda: _look(homes(), progress), time_limit).answer()
+        found = start(lambda: _look(homes(), inside, progress), time_limit).answer()
     except NoAnswer as error:
         where = progress[:].rstrip(b"\0").decode("utf-8", "replace")
         say(f"it cannot be said which overlays are in use: {where or 'the list of accounts'}: {error}")
         return None
     seen: dict[str, list[str]] = {}
     for release, path in found:
-        parts = os.path.relpath(release, inside).split(os.sep)
-        if os.path.isabs(release) and len(parts) == 3 and parts[1] == "releases" and os.pardir not in parts:
-            seen.setdefault(os.path.join(inside, *parts), []).append(path)
+        seen.setdefault(release, []).append(path if path.isprintable() else repr(path))
     return {release: sorted(paths) for release, paths in seen.items()}
 
 
@@ -101,18 +99,25 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _look(places: t.Sequence[Home], progress: mmap.mmap) -> list[tuple[str, str]]:
-    """(release, overlay) of all overlays in these homes; runs in the child."""
+def _look(places: t.Sequence[Home], inside: str, progress: mmap.mmap) -> list[tuple[str, str]]:
+    """(release, overlay) of all overlays in these homes of the releases below a root; runs in the child."""
     found = []
     for home in places:
         name = f"{home.path} of {home.user or home.uid}".encode("utf-8", "replace")[:_LONGEST_NAME]
         progress[:] = name.ljust(_LONGEST_NAME, b"\0")
         _become(home)
         try:
-            found += _overlays(home)
+            found += [(release, path) for release, path in _overlays(home) if _is_release(release, inside)]
         finally:
             os.seteuid(0)
     return found
+
+
+def _is_release(path: str, inside: str) -> bool:
+    if not path.startswith(inside + os.sep):
+        return False
+    parts = path[len(inside) + 1 :].split(os.sep)
+    return len(parts) == 3 and parts[1] == "releases" and not {"", os.curdir, os.pardir} & set(parts)
 
 
 def _become(home: Home) -> None:
@@ -156,7 +161,9 @@ def _release(path: str) -> list[str]:
         if error.errno in (*_NOT_THERE, errno.EACCES, errno.ENXIO, errno.ENODEV):
             return []
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        text = file.read(_MOST_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    try:
+        text = os.read(descriptor, _MOST_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
     pairs = [line.partition("=") for line in text.decode("utf-8", "replace").splitlines()]
     return [value.strip() for key, _equals, value in pairs if key.strip() == KEY]
