@@ -97,7 +97,7 @@ def plan_actions(
 def _torch_actions(
     host: Host, environments: t.Sequence[t.Mapping[str, t.Any]], wanted: Desired, knowledge: Knowledge, notes: Notes
 ) -> list[Action]:
-    actions = []
+    actions: list[Action] = []
     builds = []
     for position, environment in enumerate(environments):
         name = environment["name"]

@@ -13,6 +13,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import Additions, parse_additions
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import STEPS, InvalidDesired
 
 DEFAULT_ROOT = "/opt/gpufleet/envs"
@@ -108,6 +109,8 @@ class Desired:
     runtime: DesiredRuntime
     proof: t.Mapping[str, t.Any]
     steps: tuple[str, ...]
+    knowledge: Additions
+    """Rows that the inventory adds to the knowledge base."""
 
 
 def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
@@ -126,6 +129,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
             "runtime",
             "proof",
             "steps",
+            "knowledge",
         )
     )
     torch = _torch(top.section("torch"))
@@ -140,6 +144,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
         runtime=_runtime(top.section("runtime")),
         proof=_proof(top.section("proof")),
         steps=_steps(top),
+        knowledge=parse_additions(top.values.get("knowledge"), [str(row["version"]) for row in matrix.CUDA]),
     )
 
 

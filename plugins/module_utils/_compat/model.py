@@ -126,6 +126,17 @@ class Release:
     companions: t.Mapping[str, str]
     pypi: t.Mapping[str, str]
     indexes: t.Mapping[str, Index]
+    source: str = ""
+    """Where an inventory knows it from; empty for the rows of matrix.py, which name their sources there."""
+
+
+@dataclass(frozen=True)
+class KnownGpu:
+    """A GPU that an inventory describes, because the table of PCI ids does not know it."""
+
+    name: str
+    cc: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -172,6 +183,8 @@ class Knowledge:
     needs: Row
     repository_architectures: t.Mapping[str, str]
     nvidia_base_url: str = field(default="")
+    gpus: t.Mapping[str, KnownGpu] = field(default_factory=dict)
+    """By PCI device id, what an inventory adds to pci_ids."""
 
     @classmethod
     def of(cls, matrix: t.Any) -> Knowledge:

@@ -550,12 +550,16 @@ def _gpu(row: t.Mapping[str, t.Any], knowledge: Knowledge) -> Gpu:
     given = str(row.get("pci_device_id") or "").lower()
     device_id = (given[2:] if given.startswith("0x") else given).rjust(4, "0") if given else None
     listed = pci_ids.lookup(device_id) if device_id else None
+    added = knowledge.gpus.get(device_id or "")
     number = int(device_id, 16) if device_id and re.fullmatch(r"[0-9a-f]+", device_id) else None
     # What the driver says of the device beats the table.
-    cc = row.get("compute_capability") or (listed.compute_capability if listed else None)
+    cc = row.get("compute_capability") or (
+        added.cc if added else listed.compute_capability if listed else None
+    )
     cc = cc if cc and re.fullmatch(r"[0-9]+\.[0-9]", str(cc)) else None
     architecture = knowledge.architectures.get(cc) if cc else None
-    name = str(row.get("name") or (listed.name if listed else "") or f"unknown GPU [10de:{device_id or '????'}]")
+    named = added.name if added else listed.name if listed else ""
+    name = str(row.get("name") or named or f"unknown GPU [10de:{device_id or '????'}]")
     model = knowledge.model(device_id, name)
     before_turing = number is not None and number < knowledge.pci["first_turing"]
     modules = architecture.modules if architecture else "proprietary" if before_turing and not cc else "open"

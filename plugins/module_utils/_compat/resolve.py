@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import plan_actions, runtime_files
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import extend
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decision import Driver, Notes, Stack
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import Desired, parse
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.driver import ceilings, resolve_driver
@@ -42,6 +43,7 @@ def resolve(
 ) -> dict[str, t.Any]:
     """Plan one host. Raises InvalidDesired for a desired state that no host could have."""
     wanted = parse(desired)
+    knowledge = extend(knowledge, wanted.knowledge)
     notes, torch_notes = Notes(), Notes()
     host = Host(observation, knowledge)
     _check_host(host, notes)
@@ -137,6 +139,9 @@ def _wants_gpus(wanted: Desired) -> bool:
 
 
 def _describe_gpu(gpu: Gpu, knowledge: Knowledge, notes: Notes) -> None:
+    added = knowledge.gpus.get(gpu.device_id or "")
+    if added:
+        notes.say(f"{gpu.label} is known from the inventory (gpufleet_knowledge; source: {added.source}).")
     if gpu.architecture and gpu.architecture.confidence == "low":
         notes.warn(
             f"What the knowledge base says of {gpu.architecture.name} ({gpu.name}) is inferred: the proof decides."

@@ -50,12 +50,20 @@ def resolve_environment(
         version=torch.version,
         tag=tag,
         index_url=torch.index_url or (f"{torch.index_base_url}/{tag}" if tag else ""),
-        companions={name: release.companions[name] for name in wanted.companions} if release else {},
+        companions=_companions(wanted, release, notes) if release else {},
         python=python.version,
         interpreter=python.interpreter,
         python_package=python.package,
         code=tuple(search.code_for(gpu, index) for gpu in gpus),
     )
+
+
+def _companions(wanted: DesiredEnvironment, release: Release, notes: Notes) -> dict[str, str]:
+    """The companions that are wanted, in the version that belongs to the release; an inventory's row may leave them out."""
+    missing = [name for name in wanted.companions if name not in release.companions]
+    if missing:
+        notes.warn(f"Which {listed(missing)} belongs to torch {release.version} is not known, so it is not installed.")
+    return {name: release.companions[name] for name in wanted.companions if name in release.companions}
 
 
 def _choose_index(
@@ -70,6 +78,8 @@ def _choose_index(
     if release is None:
         _judge_unknown_release(torch, search, knowledge, notes)
         return None
+    if release.source:
+        notes.say(f"torch {release.version} is known from the inventory (gpufleet_knowledge; source: {release.source}).")
     if torch.tag is None:
         index = search.best(release)
         if index is None:
