@@ -15,6 +15,8 @@ description:
     changed again. C(ROOT/NAME/current) is a symlink to the one that serves, C(ROOT/NAME/previous) to the one before it.
   - One execution builds a release at its final place, compares every file with what its wheel promised, compiles the bytecode,
     gives everything to root, proves it on this host, stamps it, switches to it in one step and removes old releases.
+  - O(smoke) and O(switch_after) gate the switch. A release that is stamped and does not pass them stays I(staged). What served serves
+    on, and the next execution goes on from there without building.
   - Whatever fails or is killed on the way, the release that served before serves on, and what was left is removed by the next run.
   - Packages are installed as wheels only, by uv, as the system account C(gpufleet). No code of an environment ever runs as root.
   - The first release after an empty cache shares its files with uv's cache, as hard links that belong to root. Later releases get
@@ -28,6 +30,7 @@ options:
   root:
     description:
       - Directory that holds all environments. It and what lies above it must belong to root and not be writable by everybody.
+      - File systems that other hosts see too (NFS, CIFS, Ceph, Lustre and the like) are refused.
     type: path
     default: /opt/gpufleet/envs
   state:
@@ -35,8 +38,8 @@ options:
       - V(present) makes a proven release of O(spec) current; it is built where the host has none.
       - V(previous) goes back to the release that served before, or to O(release), once it is proven against this host as it is now.
         Needs no network.
-      - V(absent) removes the environment with all its releases, unless a process uses one. With the last environment go uv, its cache,
-        the launcher and the account C(gpufleet), if this module created it.
+      - V(absent) removes the environment with all its releases, unless a process or an overlay (C(gpu-env new)) uses one. With the last
+        environment go uv, its cache, the launcher and the account C(gpufleet), if this module created it.
     type: str
     choices: [present, previous, absent]
     default: present
@@ -106,7 +109,7 @@ options:
     default: root
   keep:
     description:
-      - How many proven releases to keep, the current one included. One that a process uses is kept in any case.
+      - How many proven releases to keep, the current one included. One that a process or an overlay uses is kept in any case.
     type: int
     default: 2
   sm:
@@ -120,9 +123,42 @@ options:
       - Seconds that building may take, the download included.
     type: int
     default: 3600
+  smoke:
+    description:
+      - A program and its arguments that have to succeed in a release before every switch to it. It runs as O(owner) (for V(root) as the
+        account C(gpufleet)), in a private directory, with the release's C(bin) first on PATH, C(VIRTUAL_ENV), O(variables) and nothing
+        of the task's environment. Empty means that nothing is run.
+    type: list
+    elements: str
+    default: []
+  variables:
+    description:
+      - Variables for O(smoke), besides those that the environment's C(runtime.env) holds already.
+    type: dict
+    default: {}
+  switch_after:
+    description:
+      - Level of the proof that has to pass before a switch. At V(quick) every GPU in O(gpus) has to compute first; where one is busy or
+        none runs, the release is staged and RV(pending) says why.
+    type: str
+    choices: [static, quick]
+    default: static
+  gpus:
+    description:
+      - PCI addresses of the GPUs that O(switch_after=quick) needs. Empty means all.
+    type: list
+    elements: str
+    default: []
+  integrity:
+    description:
+      - How releases are compared with what was stamped, V(sizes) (every path, size and link) or V(hashes) (the contents as well).
+      - A release that is found damaged never serves again, and is not repaired; a new one is built.
+    type: str
+    choices: [sizes, hashes]
+    default: sizes
   proof_time_limit:
     description:
-      - Seconds that the proof may take.
+      - Seconds that the proof may take, and O(smoke).
     type: int
     default: 300
   lock_timeout:
@@ -241,6 +277,20 @@ proof:
   description: Result of the static proof with its checks, where one was made.
   returned: when a release was or should have been proven
   type: dict
+pending:
+  description: What waits, where a release is staged because its proof at level V(quick) could not be made; null where nothing waits.
+  returned: success
+  type: dict
+  contains:
+    what:
+      description: What waits.
+      type: str
+    why:
+      description: For what, such as the processes that use a GPU.
+      type: str
+    remedy:
+      description: What to do about it.
+      type: str
 removed:
   description: Releases that were removed.
   returned: success
@@ -269,7 +319,7 @@ from urllib.parse import urlsplit
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._proof import runner
-from ..module_utils._release import tool
+from ..module_utils._release import overlays, tool
 from ..module_utils._release.build import build_account, remove_build_account
 from ..module_utils._release.model import BadInput, Layout, ReleaseError, Request, check_name, check_root
 from ..module_utils._release.release import Host, Operation
@@ -311,6 +361,11 @@ def main() -> None:
         "keep": {"type": "int", "default": 2},
         "sm": {"type": "list", "elements": "str", "default": []},
         "time_limit": {"type": "int", "default": 3600},
+        "smoke": {"type": "list", "elements": "str", "default": []},
+        "variables": {"type": "dict", "default": {}},
+        "switch_after": {"type": "str", "choices": ["static", "quick"], "default": "static"},
+        "gpus": {"type": "list", "elements": "str", "default": []},
+        "integrity": {"type": "str", "choices": ["sizes", "hashes"], "default": "sizes"},
         "proof_time_limit": {"type": "int", "default": 300},
         "lock_timeout": {"type": "int", "default": 300},
         "disk_required": {"type": "int", "default": 0},
@@ -364,6 +419,11 @@ def _request(params: dict[str, Any]) -> Request:
         disk_required_mib=params["disk_required"],
         launcher=params["launcher"],
         release=params["release"],
+        smoke=tuple(params["smoke"]),
+        variables={name: str(value) for name, value in params["variables"].items()},
+        switch_after=params["switch_after"],
+        gpus=tuple(params["gpus"]),
+        integrity=params["integrity"],
     )
 
 
@@ -374,6 +434,7 @@ def _host(layout: Layout, uv_archive: str | None) -> Host:
         prove=runner.run_checks,
         now=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         forget_account=remove_build_account,
+        pinned=lambda root, say: overlays.pinned(root, say=say),
     )
 
 
@@ -398,7 +459,10 @@ def _fail(module: AnsibleModule, operation: Operation | None, error: ReleaseErro
         details.update(what=operation.what, steps=operation.steps)
         if not isinstance(error, BadInput):
             serving = operation.before.current
-            untouched = f"{serving} serves as before." if serving else "No release serves; what was begun is removed."
+            begun = (
+                "what was begun is removed" if "staged" not in error.details else f"{error.details['staged']} is kept"
+            )
+            untouched = f"{serving} serves as before." if serving else f"No release serves; {begun}."
     module.fail_json(msg=f"{name}: {error} {untouched}", **details)
 
 

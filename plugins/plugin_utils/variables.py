@@ -31,7 +31,10 @@ _PLAYBOOK_SPEC: dict[str, Any] = {
     "gpufleet_confirm": {"type": "bool"},
     "gpufleet_remove": {"type": "bool"},
     "gpufleet_to": {"type": "int"},
+    "gpufleet_env": {"type": "list", "elements": "str"},
     "gpufleet_proxy": {"type": "dict"},
+    "gpufleet_knowledge": {"type": "dict"},
+    "gpufleet_integrity": {"type": "str", "choices": ["sizes", "hashes"]},
 }
 """Variables of the playbooks that would otherwise be misread in silence: Jinja's int makes 0 of "10%", its bool False of "ja"."""
 
@@ -39,6 +42,8 @@ _PLAYBOOK_NAMES = (*_PLAYBOOK_SPEC, "gpufleet_hosts", "gpufleet_note", "gpufleet
 """What a user may set; the playbooks have more of the prefix for themselves."""
 _PROXY_KEYS = ("http", "https", "no_proxy", "ca_file")
 _PROXY_URL = re.compile(r"https?://[^\s/\"';]+/?")
+_ENVIRONMENTS = "torch_env_environments"
+"""With an underscore and a word of the user's appended, the same once more, so that every group can have its own."""
 _MOK_PASSWORD = re.compile(r"[!-~]{1,256}")
 
 _COLLECTION_PATH = Path(__file__).resolve().parents[2]
@@ -89,7 +94,7 @@ def misspelt(names: Mapping[str, Any]) -> list[str]:
     for role in ROLES:
         known = [*argument_spec(role), f"{role}_plan"]
         for name in names:
-            if not name.startswith(f"{role}_") or name in known:
+            if not name.startswith(f"{role}_") or name in known or name.startswith(f"{_ENVIRONMENTS}_"):
                 continue
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
             if nearest:
@@ -119,12 +124,22 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
         except InvalidVariables as error:
             problems.append(str(error))
     try:
-        _check_playbook(_templated(_PLAYBOOK_SPEC, variables, template))
+        playbook = _check_playbook(_templated(_PLAYBOOK_SPEC, variables, template))
     except InvalidVariables as error:
         problems.append(str(error))
+        playbook = {}
     problems += _driver_problems(values)
+    environments: list[dict[str, Any]] = []
+    try:
+        environments = _merged(_environment_lists(variables, template, values.get(_ENVIRONMENTS)))
+    except InvalidVariables as error:
+        problems.append(str(error))
     if problems:
         raise InvalidVariables("; ".join(problems))
+    alone = playbook.get("gpufleet_env") or []
+    if alone:
+        environments = _chosen(environments, alone, steps)
+        steps = [step for step in steps if step != "driver"]
     return {
         "driver": {
             **{key: values[f"nvidia_driver_{key}"] for key in _DRIVER_KEYS},
@@ -139,13 +154,18 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
             "index_base_url": values["torch_env_index_base_url"],
         },
         "python": values["torch_env_python"],
-        "environments": [_environment(item, values) for item in values["torch_env_environments"]],
+        "environments": [_environment(item, values) for item in environments],
+        "environments_alone": bool(alone),
         "root": values["torch_env_root"],
         "package_index_url": values["torch_env_package_index_url"],
         "keep": values["torch_env_keep"],
+        "smoke": values["torch_env_smoke"],
+        "switch_after": values["torch_env_switch_after"],
+        "integrity": playbook.get("gpufleet_integrity") or "sizes",
         "runtime": {"state": values["runtime_env_state"], "variables": values["runtime_env_variables"]},
         "proof": {key: values[f"gpu_proof_{key}"] for key in ("level", "required_level", "time_limit")},
         "steps": steps,
+        "knowledge": playbook.get("gpufleet_knowledge"),
     }
 
 
@@ -166,13 +186,18 @@ def _ambiguous(name: str, value: Any) -> list[str]:
     """Say what is no longer what was written: YAML reads 3.10 as the number 3.1, and no variable takes a fraction."""
     if isinstance(value, float):
         return [f"{name} is the fraction {value}: put a version in quotes, because YAML reads 3.10 as 3.1"]
+    if name.rpartition(".")[2] in ("torch_env_smoke", "smoke") and isinstance(value, str):
+        return [
+            f"{name} is text: it must be a list, a program and its arguments, such as [python, -c, 'import mypackage']"
+        ]
     if isinstance(value, list):
         rows = [(f"{name}[{n}]", row) for n, row in enumerate(value) if isinstance(row, dict)]
         return [text for where, row in rows for key in row for text in _ambiguous(f"{where}.{key}", row[key])]
     return []
 
 
-def _check_playbook(given: dict[str, Any]) -> None:
+def _check_playbook(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the playbooks' variables with their types; raises InvalidVariables."""
     result = ArgumentSpecValidator(copy.deepcopy(_PLAYBOOK_SPEC)).validate(given)
     if result.error_messages:
         raise InvalidVariables("; ".join(result.error_messages))
@@ -189,6 +214,7 @@ def _check_playbook(given: dict[str, Any]) -> None:
                 f"gpufleet_batches is {batches!r}; it is a number of hosts, a share such as 10%, or a list of these, which "
                 'on the command line has to be JSON: -e \'{"gpufleet_batches": [1, "10%"]}\''
             )
+    return result.validated_parameters
 
 
 def _check_proxy(proxy: Mapping[str, Any]) -> None:
@@ -252,6 +278,58 @@ _DRIVER_KEYS = (
     "gpus_exclude",
     "accept_missing_gpus",
 )
+
+
+def _environment_lists(
+    variables: Mapping[str, Any], template: Callable[[Any], Any], first: list[dict[str, Any]] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return each variable that lists environments with its checked value; ``first`` is that of the role's own variable."""
+    names = sorted(name for name in variables if name.startswith(f"{_ENVIRONMENTS}_"))
+    given = _templated(names, variables, template)
+    problems = [text for name in names for text in _ambiguous(name, given[name])]
+    spec = {name: copy.deepcopy(argument_spec("torch_env")[_ENVIRONMENTS]) for name in names}
+    result = ArgumentSpecValidator(spec).validate(given)
+    problems += result.error_messages
+    if problems:
+        raise InvalidVariables("; ".join(problems))
+    lists = {_ENVIRONMENTS: first, **{name: result.validated_parameters[name] for name in names}}
+    return {name: items or [] for name, items in lists.items()}
+
+
+def _merged(lists: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the environments of all variables, one of each name. What several say of one of them must be the same."""
+    merged: dict[str, dict[str, Any]] = {}
+    said_by: dict[tuple[str, str], str] = {}
+    for variable, items in lists.items():
+        names = [item["name"] for item in items]
+        for name in {name for name in names if names.count(name) > 1}:
+            raise InvalidVariables(f"{variable}: there are two environments named {name}")
+        for item in items:
+            known = merged.setdefault(item["name"], {})
+            for key, value in item.items():
+                if value is None:
+                    continue
+                if known.setdefault(key, value) != value:
+                    raise InvalidVariables(
+                        f"{said_by[item['name'], key]} and {variable} disagree about {key} of the environment {item['name']}: "
+                        f"{known[key]!r} and {value!r}"
+                    )
+                said_by.setdefault((item["name"], key), variable)
+    return list(merged.values())
+
+
+def _chosen(environments: list[dict[str, Any]], names: list[str], steps: list[str]) -> list[dict[str, Any]]:
+    """Return the environments that gpufleet_env names; raises InvalidVariables for others, and where it would not be obeyed."""
+    there = [item["name"] for item in environments]
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise InvalidVariables(
+            f"gpufleet_env: this host has no environment {', '.join(unknown)}; it has {', '.join(there) or 'none'}. Where only some "
+            "hosts have it, name these with --limit"
+        )
+    if "torch" not in steps:
+        raise InvalidVariables("gpufleet_env: this run does nothing to single environments; leave it out")
+    return [item for item in environments if item["name"] in names]
 
 
 def _environment(item: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

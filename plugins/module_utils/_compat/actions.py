@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
     ManagedFile,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mounts import REMEDY, is_shared, why_not
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
     environment_files,
@@ -47,6 +48,7 @@ def observation_request(desired: t.Mapping[str, t.Any] | None) -> dict[str, t.An
         "environments": [environment.name for environment in wanted.environments],
         "files": files,
         "variables": list(wanted.runtime.variables),
+        "integrity": wanted.integrity,
     }
 
 
@@ -64,17 +66,21 @@ def _index_page(environment: t.Mapping[str, t.Any]) -> str:
 def plan_actions(
     host: Host,
     driver: Driver,
-    environments: t.Sequence[t.Mapping[str, t.Any]],
+    environments: t.Sequence[dict[str, t.Any]],
     wanted: Desired,
     knowledge: Knowledge,
     notes: Notes,
 ) -> list[Action]:
-    """Return what is to be done, in order, and refuse what the host's state does not allow."""
+    """Return what is to be done, in order, and refuse what the host's state does not allow.
+
+    An environment that has to wait for its switch is proven as it serves: its ``proof`` changes.
+    """
     actions = []
     if "driver" in wanted.steps and driver.managed:
         actions += driver_actions(host, driver, wanted, knowledge, notes)
     if "torch" in wanted.steps:
-        actions += _torch_actions(host, environments, wanted, knowledge, notes)
+        starts_driver = any(action.id in ("driver.load", "driver.reboot") for action in actions)
+        actions += _torch_actions(host, environments, wanted, knowledge, notes, starts_driver)
     if "runtime" in wanted.steps:
         actions += _runtime_actions(host, wanted, notes)
     if host.driver.get("reboot_required") and not is_stale(host):
@@ -95,8 +101,16 @@ def plan_actions(
 
 
 def _torch_actions(
-    host: Host, environments: t.Sequence[t.Mapping[str, t.Any]], wanted: Desired, knowledge: Knowledge, notes: Notes
+    host: Host,
+    environments: t.Sequence[dict[str, t.Any]],
+    wanted: Desired,
+    knowledge: Knowledge,
+    notes: Notes,
+    starts_driver: bool,
 ) -> list[Action]:
+    file_system = host.free(wanted.root).get("file_system")
+    if is_shared(file_system):
+        notes.refuse("root_shared", why_not(wanted.root, file_system), REMEDY)
     actions: list[Action] = []
     builds = []
     for position, environment in enumerate(environments):
@@ -110,9 +124,12 @@ def _torch_actions(
             actions += _python_actions(environment, actions)
             what = f"build {environment['spec']['torch']} for the environment {name}"
             actions.append(Action(f"torch.build:{name}", "torch", what, why, data))
-        if why:
-            target = release or "the new release"
-            what = f"switch the environment {name} to {target}"
+        what = f"switch the environment {name} to {release or 'the new release'}"
+        wait = None if starts_driver or not why else _why_switch_waits(host, environment, wanted)
+        if wait is not None:
+            notes.wait(what, *wait)
+            environment["proof"] = _proof_of_what_serves(environment, seen)
+        elif why:
             serving = f"{seen.get('current')} serves now" if seen.get("current") else "nothing serves now"
             actions.append(Action(f"torch.switch:{name}", "torch", what, serving, data))
         else:
@@ -124,6 +141,30 @@ def _torch_actions(
             )
     _check_space(host, builds, wanted, knowledge, notes)
     return actions
+
+
+def _why_switch_waits(host: Host, environment: t.Mapping[str, t.Any], wanted: Desired) -> tuple[str, str] | None:
+    """Why the quick proof, where that decides on the switch, cannot be made now, with what to do; None where it can."""
+    if environment["switch_after"] != "quick":
+        return None
+    otherwise = "Or let the static proof decide (torch_env_switch_after: static)."
+    missing = host.why_no_gpu_runs()
+    if missing is not None:
+        return f"the proof at level quick decides on it, and {missing[0]}", f"{missing[1]} {otherwise}"
+    busy = host.processes("compute", elsewhere=wanted.driver.gpus_exclude)
+    if busy:
+        why = f"the proof at level quick decides on it, and the GPU is in use by {listed(busy)}"
+        return why, f"Run again when that has ended. {otherwise}"
+    return None
+
+
+def _proof_of_what_serves(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
+    """What the release that goes on serving has to prove; None where none serves."""
+    if not seen.get("current"):
+        return None
+    spec = (seen.get("stamp") or {}).get("spec") or {}
+    expect = {"torch": spec.get("torch"), "companions": spec.get("companions") or {}}
+    return {**environment["proof"], "expect": expect}
 
 
 def _python_actions(environment: t.Mapping[str, t.Any], planned: t.Sequence[Action]) -> list[Action]:

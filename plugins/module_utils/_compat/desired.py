@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
 DEFAULT_ROOT = "/opt/gpufleet/envs"
 COMPANIONS = ("torchvision", "torchaudio")
 LEVELS = ("static", "quick")
+INTEGRITY = ("sizes", "hashes")
 
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -43,7 +44,7 @@ _NO_ROOT_BELOW = (
 
 _PREFIXES = {"driver": "nvidia_driver_", "runtime": "runtime_env_", "proof": "gpu_proof_", "torch": "torch_env_"}
 _DEFAULTS: t.Mapping[str, t.Any] = matrix.DEFAULTS
-_TOP_LEVEL = ("python", "environments", "root", "package_index_url", "keep")
+_TOP_LEVEL = ("python", "environments", "root", "package_index_url", "keep", "smoke", "switch_after")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class DesiredEnvironment:
     requirements: tuple[str, ...]
     owner: str
     group: str
+    smoke: tuple[str, ...]
+    """A command that has to succeed in a release before that one may become current."""
+    switch_after: str
+    """The level of proof that a release has to pass before it may become current."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,15 @@ class Desired:
 
     driver: DesiredDriver
     environments: tuple[DesiredEnvironment, ...]
+    environments_alone: bool
+    """Whether nothing but these environments may be touched."""
     root: str
     package_index_url: str
     keep: int
     locks: t.Mapping[str, str]
     """Environment name to the sha256 of its lock."""
+    integrity: str
+    """How releases are compared with what was stamped."""
     runtime: DesiredRuntime
     proof: t.Mapping[str, t.Any]
     steps: tuple[str, ...]
@@ -122,9 +131,13 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
             "torch",
             "python",
             "environments",
+            "environments_alone",
             "root",
             "package_index_url",
             "keep",
+            "smoke",
+            "switch_after",
+            "integrity",
             "locks",
             "runtime",
             "proof",
@@ -137,10 +150,12 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
     return Desired(
         driver=_driver(top.section("driver")),
         environments=_environments(top, torch, python),
+        environments_alone=top.flag("environments_alone"),
         root=_root(top),
         package_index_url=top.url("package_index_url"),
         keep=top.number("keep", 2, 2),
         locks=dict(top.section("locks").values),
+        integrity=top.choice("integrity", INTEGRITY, "sizes"),
         runtime=_runtime(top.section("runtime")),
         proof=_proof(top.section("proof")),
         steps=_steps(top),
@@ -165,6 +180,8 @@ class _Section:
             variable = _PREFIXES[self.path] + key
         elif not self.path and key in _TOP_LEVEL:
             variable = f"torch_env_{key}"
+        elif not self.path and key == "integrity":
+            variable = "gpufleet_integrity"
         elif self.path.startswith("environments"):
             variable = "torch_env_environments"
         return f"{variable} ({full})" if variable and variable != full else full
@@ -336,18 +353,36 @@ def _environments(top: _Section, torch: DesiredTorch, python: str | None) -> tup
         values = [{"name": "base"}]
     if isinstance(values, (str, bytes)) or not isinstance(values, t.Sequence):
         raise top.bad("environments", "must be a list")
+    smoke = _smoke(top) if top.values.get("smoke") else ()
+    switch_after = top.choice("switch_after", LEVELS, "static")
     found: dict[str, DesiredEnvironment] = {}
     for number, value in enumerate(values):
         section = _Section(f"environments[{number}]", value)
-        section.only("name", "torch", "cuda", "python", "companions", "requirements", "owner", "group")
-        environment = _environment(section, torch, python)
+        section.only(
+            *(
+                "name",
+                "torch",
+                "cuda",
+                "python",
+                "companions",
+                "requirements",
+                "owner",
+                "group",
+                "smoke",
+                "switch_after",
+            )
+        )
+        environment = _environment(section, torch, python, smoke, switch_after)
         if environment.name in found:
             raise InvalidDesired(f"{section.name('name')}: there are two environments named {environment.name}")
         found[environment.name] = environment
     return tuple(found.values())
 
 
-def _environment(section: _Section, torch: DesiredTorch, python: str | None) -> DesiredEnvironment:
+def _environment(
+    section: _Section, torch: DesiredTorch, python: str | None, smoke: tuple[str, ...], switch_after: str
+) -> DesiredEnvironment:
+    """Read one environment; what is missing comes from the other arguments."""
     name = section.matching(
         "name", "", _ENVIRONMENT_NAME,
         "must begin with a lower-case letter or a digit and hold only those, '.', '_' and '-', at most 63 in all",
@@ -370,7 +405,21 @@ def _environment(section: _Section, torch: DesiredTorch, python: str | None) -> 
         requirements=_requirements(section, companions),
         owner=section.matching("owner", "root", _ACCOUNT, "must be the name of an account"),
         group=section.matching("group", "root", _ACCOUNT, "must be the name of a group"),
+        smoke=smoke if section.values.get("smoke") is None else _smoke(section),
+        switch_after=section.choice("switch_after", LEVELS, switch_after),
     )
+
+
+def _smoke(section: _Section) -> tuple[str, ...]:
+    """A program and its arguments, as they are: blanks at the end of an argument may be meant."""
+    words = section.values.get("smoke")
+    if isinstance(words, (str, bytes)) or not isinstance(words, t.Sequence) or not words:
+        raise section.bad(
+            "smoke", "must be a list, a program and its arguments, such as [python, -c, 'import mypackage']"
+        )
+    if not all(isinstance(word, str) and word and "\0" not in word for word in words):
+        raise section.bad("smoke", "must be a list of strings, none of them empty")
+    return tuple(words)
 
 
 def _requirements(section: _Section, companions: list[str]) -> tuple[str, ...]:

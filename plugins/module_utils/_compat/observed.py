@@ -94,7 +94,7 @@ _SHAPE: dict[str, t.Any] = {
         "persistence": {"unit": _TEXT, "present": _FLAG, "enabled": _FLAG, "active": _FLAG},
         "mismatch": _FLAG,
         "reboot_required": _FLAG,
-        "processes": [{"pid": _NUMBER, "command": _TEXT, "kind": _TEXT, "container": _TEXT}],
+        "processes": [{"pid": _NUMBER, "command": _TEXT, "kind": _TEXT, "container": _TEXT, "gpus": [_TEXT]}],
         "interrupted": [_TEXT],
         "device_nodes": {"*": _FLAG},
         "nouveau_in_initramfs": {"*": _FLAG},
@@ -123,7 +123,7 @@ _SHAPE: dict[str, t.Any] = {
     "runtime": {"etc_environment": {"block": _TEXT, "values": {"*": _TEXT}}},
     "files": {"*": {"sha256": _TEXT, "mode": _TEXT, "owner": _TEXT, "group": _TEXT, "type": _TEXT}},
     "health": {
-        "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER}},
+        "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER, "file_system": _TEXT}},
         "clock_synchronized": _FLAG,
         "locks": [{"path": _TEXT, "holder": _TEXT}],
     },
@@ -353,10 +353,14 @@ class Host:
         rows = [_mapping(row) for row in _list(self.os.get("kernels"))]
         return [str(row.get("release")) for row in rows if row.get("release") not in bootable]
 
-    def processes(self, *kinds: str) -> list[str]:
-        """Name the processes of some kinds that hold a GPU."""
+    def processes(self, *kinds: str, elsewhere: t.Sequence[str] = ()) -> list[str]:
+        """Name the processes of some kinds that hold a GPU; not those that are known to compute on GPUs ``elsewhere`` alone."""
         rows = [_mapping(row) for row in _list(self.driver.get("processes"))]
-        chosen = [row for row in rows if row.get("kind") in kinds]
+        chosen = [
+            row
+            for row in rows
+            if row.get("kind") in kinds and not (row.get("gpus") and set(_list(row["gpus"])) <= set(elsewhere))
+        ]
         where = {id(row): f" in container {row['container']}" if row.get("container") else "" for row in chosen}
         return sorted({f"{row.get('command')} ({row.get('pid')}{where[id(row)]})" for row in chosen})
 
@@ -466,6 +470,18 @@ class Host:
         """The installed interpreters by version; None where that is not known."""
         pythons = self.os.get("pythons")
         return pythons if isinstance(pythons, dict) else None
+
+    def why_no_gpu_runs(self) -> tuple[str, str] | None:
+        """Why no program can use a GPU at present, as the proof would find, with what to do; None where nothing is known against it."""
+        nodes = _mapping(self.driver.get("device_nodes"))
+        of_gpus = [there for path, there in nodes.items() if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
+        if not self.loaded_version:
+            return "the NVIDIA kernel module is not loaded", "Load the driver (role nvidia_driver), then run again."
+        if self.driver.get("mismatch"):
+            return "the loaded driver is not the installed one", "Reboot the host, then run again."
+        if self.os.get("virtualization") == "container" and of_gpus and not any(of_gpus):
+            return "this container has no device node of a GPU", "Give the container the GPUs, then run again."
+        return None
 
     def environment(self, name: str) -> t.Mapping[str, t.Any]:
         rows = [_mapping(row) for row in _list(self.observation.get("environments"))]

@@ -56,8 +56,8 @@ class Host:
     prove: t.Callable[[str, dict[str, t.Any], str, float], Proof]
     now: t.Callable[[], str]
     forget_account: t.Callable[[], t.Optional[str]] = lambda: None  # says what stood in the way
-    # The releases below a root that overlays see, each with the overlays' paths; None: that cannot be said.
-    pinned: t.Callable[[str], t.Optional[dict[str, list[str]]]] = lambda _root: {}
+    # The releases below a root that overlays see, each with the overlays' paths; None: that cannot be said, and why is told.
+    pinned: t.Callable[[str, t.Callable[[str], object]], t.Optional[dict[str, list[str]]]] = lambda _root, _say: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Operation:
                 return self._result(changed=True)
             with self.step("look for users"):
                 users = users_of([self.layout.home])
-                pinned = self.host.pinned(self.layout.root)
+                pinned = self.host.pinned(self.layout.root, self.warnings.append)
             self._refuse_in_use(users)
             self._refuse_pinned(pinned)
             with self.step("remove"):
@@ -399,7 +399,7 @@ class Operation:
     def _remove_unused(self, release_ids: list[str]) -> None:
         directories = [self.layout.release(release_id) for release_id in release_ids]
         users = users_of(directories)
-        pinned = self.host.pinned(self.layout.root) if directories else {}
+        pinned = self.host.pinned(self.layout.root, self.warnings.append) if directories else {}
         for release_id, directory in zip(release_ids, directories):
             overlays = (pinned or {}).get(os.path.realpath(directory))
             if overlays:
