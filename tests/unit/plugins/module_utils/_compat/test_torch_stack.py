@@ -8,6 +8,7 @@ import copy
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
 
 Make = Callable[..., dict[str, Any]]
@@ -119,3 +120,121 @@ def test_a_named_python_that_vanished_and_is_not_packaged_is_refused(converged: 
     assert plan["environments"][0]["python_package"] == "python3"
     plan = resolve(with_pythons(converged, "3.14"), {"python": "3.12"})
     assert [refusal["code"] for refusal in plan["refusals"]] == ["python"]
+
+
+# ---- GPU generations ----------------------------------------------------------------------------------------------------
+
+BUILDS = {
+    # compute capability: (build for x86_64, its code; build for aarch64, its code); None: refused
+    "5.0": (("cu126", "sm_50"), None),
+    "5.2": (("cu126", "sm_50"), None),
+    "6.0": (("cu126", "sm_60"), None),
+    "6.1": (("cu126", "sm_60"), None),
+    "7.0": (("cu128", "sm_70"), None),
+    "7.5": (("cu128", "sm_75"), None),
+    "8.0": (("cu128", "sm_80"), ("cu128", "sm_80")),
+    "8.6": (("cu128", "sm_86"), ("cu128", "sm_80")),
+    "8.7": (None, None),
+    "8.9": (("cu128", "sm_86"), ("cu128", "sm_80")),
+    "9.0": (("cu128", "sm_90"), ("cu128", "sm_90")),
+    "10.0": (("cu128", "sm_100"), ("cu128", "sm_100")),
+    "10.3": (("cu128", "sm_100"), ("cu128", "sm_100")),
+    "10.7": (("cu128", "sm_100"), ("cu128", "sm_100")),
+    "11.0": (None, ("cu130", "sm_110")),
+    "12.0": (("cu128", "sm_120"), ("cu128", "sm_120")),
+    "12.1": (("cu128", "sm_120"), ("cu128", "sm_120")),
+}
+"""What torch 2.9.1 has for each generation, written down by hand from the wheels that were measured and NVIDIA's tables."""
+SYSTEM_NAMES = (
+    *("debian12", "debian13", "ubuntu2204", "ubuntu2404", "ubuntu2604"),
+    *("rocky9", "rhel9", "rhel10", "alma10", "arch"),
+)
+
+
+def test_every_generation_of_the_knowledge_base_has_its_row() -> None:
+    assert set(BUILDS) == {row["cc"] for row in matrix.ARCHITECTURES}
+
+
+@pytest.mark.parametrize("system", SYSTEM_NAMES)
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("cc", BUILDS)
+def test_every_generation_gets_its_build_or_is_refused_on_every_system(
+    fresh: Make, driven: Make, cc: str, arch: str, system: str
+) -> None:
+    flavor = "proprietary" if cc < "7.5" and len(cc) == 3 else "open"
+    observation = fresh("2f04", system=system, driver=driven("615.71.09" if cc == "10.7" else "580.178.04", flavor))
+    observation["os"]["arch"] = arch
+    observation["gpus"] = [{"pci_address": "0000:01:00.0", "name": "the GPU", "compute_capability": cc}]
+    expected = BUILDS[cc][arch == "aarch64"]
+    plan = resolve(observation, {"steps": ["torch"]})
+    if isinstance(expected, tuple):
+        assert plan["feasible"], plan["refusals"]
+        tag, code = expected
+        assert (plan["torch"]["build"], plan["gpus"][0]["runs_on"]) == (f"2.9.1+{tag}", code)
+        assert plan["torch"]["index_url"] == f"https://download.pytorch.org/whl/{tag}"
+        assert plan["torch"]["companions"] == {"torchvision": "0.24.1", "torchaudio": "2.9.1"}
+        return
+    (refusal,) = plan["refusals"]
+    assert (refusal["code"], refusal["gpu"], plan["actions"]) == ("torch_arch", "0000:01:00.0", [])
+    assert f"has no code that runs on the GPU (sm_{cc.replace('.', '')})" in refusal["reason"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "tag"),
+    [
+        (["1b80"], "cu126"),  # GTX 1080
+        (["13c0"], "cu126"),  # GTX 980
+        (["1b80", "2204"], "cu126"),  # with an RTX 3090: one build that serves both
+        (["2b85", "2204"], "cu128"),  # RTX 5090 and 3090
+    ],
+)
+def test_one_build_serves_all_gpus_of_a_host_and_leaving_the_default_is_said(
+    fresh: Make, devices: list[str], tag: str
+) -> None:
+    plan = resolve(fresh(*devices))
+    assert plan["feasible"], plan["refusals"]
+    assert plan["torch"]["build"] == f"2.9.1+{tag}"
+    assert all(gpu["runs_on"] for gpu in plan["gpus"])
+    aloud = [
+        text for text in plan["reasons"] if "instead of +cu128, because +cu128 has no code for GeForce GTX" in text
+    ]
+    assert len(aloud) == (tag == "cu126")
+
+
+def test_the_gpu_that_no_common_build_serves_is_named(fresh: Make, driven: Make) -> None:
+    observation = fresh("1eb8", "2e12", system="debian13-arm", driver=driven("580.178.04"))  # a T4 beside a GB10
+    plan = resolve(observation, {"steps": ["torch"]})
+    (refusal,) = plan["refusals"]
+    assert refusal["gpu"] == "0000:01:00.0"
+    assert "no code that runs on T4" in refusal["reason"].replace("Tesla ", "")
+    assert "move one to another host, or name it in nvidia_driver_gpus_exclude" in refusal["remedy"]
+
+
+@pytest.mark.parametrize(("device", "code"), [("2342", "sm_90"), ("2e12", "sm_120")])
+def test_grace_hopper_and_dgx_spark_take_the_cuda_wheels_not_pypis_for_cpus(
+    fresh: Make, driven: Make, device: str, code: str
+) -> None:
+    observation = fresh(device, system="ubuntu2404-arm", driver=driven("580.178.04"))
+    plan = resolve(observation, {"steps": ["torch"]})
+    assert (plan["torch"]["build"], plan["gpus"][0]["runs_on"]) == ("2.9.1+cu128", code)
+    assert "the aarch64 wheel of 2.9.1 on PyPI is for CPUs only" in " ".join(plan["reasons"])
+
+
+# ---- newer than the knowledge base --------------------------------------------------------------------------------------
+
+
+def test_a_newer_torch_is_allowed_with_tag_and_index_and_said_to_be_unknown(fresh: Make) -> None:
+    torch = {"version": "2.99.0", "cuda": "cu199", "index_base_url": "https://mirror.example/whl"}
+    plan = resolve(fresh(RTX_5070), {"torch": torch})
+    assert plan["feasible"], plan["refusals"]
+    (warning,) = [text for text in plan["warnings"] if "2.99.0" in text]
+    assert f"torch 2.99.0+cu199 is unknown since {matrix.AS_OF}" in warning
+    assert "static proof" in warning
+    assert "companions are unknown too and not installed" in warning
+    (environment,) = plan["environments"]
+    assert (environment["spec"]["torch"], environment["spec"]["companions"]) == ("2.99.0+cu199", {})
+    assert environment["proof"]["sm"] == ["sm_120"]
+    for missing in ("cuda", "index_base_url"):
+        (refusal,) = resolve(fresh(RTX_5070), {"torch": {**torch, missing: None}})["refusals"]
+        assert refusal["code"] == "torch_unknown"
+        assert "Say which build is meant" in refusal["remedy"]
