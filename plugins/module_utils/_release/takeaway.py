@@ -10,41 +10,58 @@ from __future__ import annotations
 
 import json
 import typing as t
+import urllib.parse
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.lock import Lock
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 
 TORCH_FILE, REST_FILE, CONSTRAINTS_FILE = "requirements-torch.txt", "requirements.txt", "constraints.txt"
-_MADE = "# Made by gpufleet.workstation from its lock of the environment {name}; changes are overwritten.\n"
+_MADE = "# Made by gpufleet.workstation from its lock of the environment {name}, for Python {python} on {arch}; changes are overwritten.\n"
+_INSTALL = "pip install --no-deps --require-hashes"
 
 
 def files(environment: t.Mapping[str, t.Any], lock: Lock) -> dict[str, str]:
     """{file name: content} for one environment of a plan: requirements, constraints, a Dockerfile and a Jupyter kernel."""
-    made = _MADE.format(name=environment["name"])
-    torch_index = hide_credentials(environment["index_url"])
-    packages = hide_credentials(environment["package_index_url"])
-    rest_head = f"--index-url {packages}\n" if packages else ""
+    spec = environment["spec"]
+    made = _MADE.format(name=environment["name"], python=spec["python"], arch=spec["arch"])
     constraints = "".join(
         f"{item.name}=={item.version}\n" for item in sorted(lock.packages, key=lambda item: item.name)
     )
     return {
-        TORCH_FILE: f"{made}# First: pip install --no-deps --require-hashes -r {TORCH_FILE}\n--index-url {torch_index}\n{lock.part(True)}",
-        REST_FILE: f"{made}# Then: pip install --no-deps --require-hashes -r {REST_FILE}\n{rest_head}{lock.part(False)}",
-        CONSTRAINTS_FILE: f"{made}# For packages of your own beside it: pip install -c {CONSTRAINTS_FILE} NAME\n{constraints}",
-        "Dockerfile": _dockerfile(environment, made),
+        TORCH_FILE: f"{made}# First: {_INSTALL} -r {TORCH_FILE}\n{_index(environment['index_url'])}{lock.part(True)}",
+        REST_FILE: f"{made}# Then: {_INSTALL} -r {REST_FILE}\n{_index(environment['package_index_url'])}{lock.part(False)}",
+        CONSTRAINTS_FILE: f"{made}# Where these are installed, add packages with: pip install -c {CONSTRAINTS_FILE} NAME\n{constraints}",
+        "Dockerfile": _dockerfile(environment, made, [REST_FILE] if lock.part(False) else []),
         "kernel.json": json.dumps(kernel(environment), indent=1, sort_keys=True) + "\n",
     }
 
 
-def _dockerfile(environment: t.Mapping[str, t.Any], made: str) -> str:
+def _index(url: str) -> str:
+    """The lines that name an index; none where it is pip's default. Credentials stay behind."""
+    shown = hide_credentials(url)
+    if not shown:
+        return ""
+    lines = [] if shown == url else ["# The index wants a name and a password: put them into ~/.netrc."]
+    parts = urllib.parse.urlsplit(shown)
+    if parts.scheme == "http":  # pip ignores it otherwise; what it serves is compared with the hashes
+        lines.append(f"--trusted-host {parts.netloc}")
+    return "\n".join([*lines, f"--index-url {shown}", ""])
+
+
+def _dockerfile(environment: t.Mapping[str, t.Any], made: str, rest: list[str]) -> str:
     """Any image with the right Python will do: torch's wheels bring CUDA; the host brings the driver (docker run --gpus all)."""
-    settings = "".join(f"ENV {name}={value}\n" for name, value in environment["variables"].items())
+    chosen = [TORCH_FILE, *rest]
+    steps = " \\\n && ".join(f"{_INSTALL} --no-cache-dir -r /tmp/{name}" for name in chosen)
+    settings = "".join(f'ENV {name}="{value}"\n' for name, value in environment["variables"].items())
     return (
-        f"{made}FROM python:{environment['spec']['python']}-slim\n"
-        f"COPY {TORCH_FILE} {REST_FILE} /tmp/\n"
-        f"RUN pip install --no-cache-dir --no-deps --require-hashes -r /tmp/{TORCH_FILE} \\\n"
-        f" && pip install --no-cache-dir --no-deps --require-hashes -r /tmp/{REST_FILE}\n"
+        f"{made}# Run it with: docker run --gpus all IMAGE\n"
+        f"FROM python:{environment['spec']['python']}-slim\n"
+        f"COPY {' '.join(chosen)} /tmp/\n"
+        f"RUN {steps}\n"
         f"{settings}"
+        "RUN useradd --create-home user\n"
+        "USER user\n"
+        "WORKDIR /home/user\n"
     )
 
 
