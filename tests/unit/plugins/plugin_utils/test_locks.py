@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -139,6 +140,79 @@ def test_what_the_torch_index_serves_beside_the_family_is_not_taken(served: tupl
     tiny_index.write_index(served[0] / "cu128")
     locked = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]))
     assert versions(locked.path)["plainpkg"] == "2.0"
+
+
+@pytest.fixture
+def confused() -> Iterator[tuple[Path, str]]:
+    """Both indexes serve what is the other's: in higher versions, in the same version with other content, and under other spellings."""
+    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
+        torch, packages = Path(directory) / "cu128", Path(directory) / "packages"
+        tiny_index.tiny_torch_index(torch)
+        tiny_index.tiny_package_index(packages)
+        for name, version in (
+            ("torch", "2.9.1+cu128"),
+            ("torch", "2.9.1"),
+            ("torch", "99.0"),
+            ("torchvision", "99.0"),
+            ("torchaudio", "2.9.1+cu128"),
+            ("nvidia-tiny", "12.8.1"),
+            ("nvidia-small", "99.0"),
+            ("triton", "99.0"),
+        ):
+            tiny_index.write_wheel(packages / name, name, version, {f"{name.replace('-', '_')}_evil.py": ""})
+        for name, version in (("plainpkg", "1.0"), ("plainpkg", "99.0")):
+            tiny_index.write_wheel(torch / name, name, version, {"evil.py": ""})
+        tiny_index.write_index(torch)
+        tiny_index.write_index(packages)
+        with tiny_index.serve(Path(directory)) as url:
+            yield Path(directory), url
+
+
+def test_neither_index_can_replace_what_the_other_serves(confused: tuple[Path, str], tmp_path: Path) -> None:
+    directory, url = confused
+    locked = ensure(url, tmp_path, spec(requirements=["plainpkg"]))
+    packages = lock.parse(locked.path.read_text()).packages
+    assert {item.name: item.version for item in packages} == {
+        "torch": "2.9.1+cu128",
+        "torchvision": "0.24.1+cu128",
+        "torchaudio": "2.9.1+cu128",
+        "nvidia-tiny": "12.8.1",
+        "nvidia-small": "12.8.2",
+        "plainpkg": "2.0",
+    }
+    for item in packages:
+        right, wrong = ("cu128", "packages") if item.from_torch_index else ("packages", "cu128")
+        hashes = {
+            side: {uv.tool.sha256_of(str(wheel)) for wheel in (directory / side / item.name).glob("*.whl")}
+            for side in (right, wrong)
+        }
+        assert set(item.hashes) <= hashes[right]
+        assert not set(item.hashes) & hashes[wrong]
+
+
+@pytest.mark.parametrize("torch_part", [True, False])
+def test_a_host_that_asks_the_wrong_index_installs_nothing(
+    confused: tuple[Path, str], tmp_path: Path, torch_part: bool
+) -> None:
+    """Even then: a host whose index URL was exchanged gets other files under the same names and versions."""
+    _directory, url = confused
+    text = ensure(url, tmp_path, spec(requirements=["plainpkg==1.0"])).path.read_text()
+    environment = {
+        **os.environ,
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+        "UV_DEFAULT_INDEX": f"{url}/{'packages' if torch_part else 'cu128'}",
+    }
+
+    def run(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        command = [program(), *words]
+        return subprocess.run(command, env=environment, input=given, capture_output=True, text=True, check=False)
+
+    assert run("venv", "--python", sys.executable, str(tmp_path / "env")).returncode == 0
+    python = str(tmp_path / "env/bin/python")
+    options = ["--no-build", "--no-deps", "--require-hashes", "--python", python, "--requirements", "-"]
+    done = run("pip", "install", *options, given=lock.parse(text).part(torch_part))
+    assert done.returncode != 0
+    assert run("pip", "freeze", "--python", python).stdout == ""
 
 
 @pytest.mark.parametrize(
