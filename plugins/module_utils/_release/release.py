@@ -524,10 +524,15 @@ def _describe(state: store.State, files: list[str]) -> str:
 
 
 def _not_proven(release_id: str, proof: Proof) -> ReleaseError:
-    bad = [check for check in proof.get("checks") or [] if check.get("status") != "passed"]
-    cause = "; ".join(f"{check.get('id')}: {check.get('evidence')}" for check in bad) or str(
+    parts = [("", proof), *((f" on {gpu.get('pci_address')}", gpu) for gpu in proof.get("gpus") or [])]
+    found = [(where, check) for where, part in parts for check in part.get("checks") or []]
+    if any(check.get("status") == "failed" for _where, check in found):  # then what did not run only follows from it
+        found = [(where, check) for where, check in found if check.get("status") == "failed"]
+    found = [(where, check) for where, check in found if check.get("status") != "passed"]
+    cause = "; ".join(f"{check.get('id')}{where}: {check.get('evidence')}" for where, check in found) or str(
         proof.get("reason") or "no reason given"
     )
+    bad = [check for _where, check in found]
     remedies = [str(check["remedy"]) for check in bad if check.get("remedy")]
     return ReleaseError(
         "prove the release",

@@ -30,6 +30,7 @@ class Bench:
     url: str
     proofs: list[dict[str, Any]]
     verdict: str = "passed"
+    answer: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else the next proof says
 
     @property
     def root(self) -> Path:
@@ -87,6 +88,7 @@ class Bench:
             "checks": [check],
             "torch": facts,
             "companions": request["expect"]["companions"],
+            **self.answer,
         }
 
 
