@@ -13,7 +13,7 @@ import copy
 import difflib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
         problems.append(str(error))
     if problems:
         raise InvalidVariables("; ".join(problems))
-    alone = playbook.get("gpufleet_env") or []
+    alone = [name.strip() for name in playbook.get("gpufleet_env") or []]
     if alone:
         environments = _chosen(environments, alone, steps)
         steps = [step for step in steps if step != "driver"]
@@ -169,9 +169,7 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
     }
 
 
-def _templated(
-    names: Mapping[str, Any], variables: Mapping[str, Any], template: Callable[[Any], Any]
-) -> dict[str, Any]:
+def _templated(names: Iterable[str], variables: Mapping[str, Any], template: Callable[[Any], Any]) -> dict[str, Any]:
     given = {}
     for name in names:
         if name in variables:
@@ -324,8 +322,8 @@ def _chosen(environments: list[dict[str, Any]], names: list[str], steps: list[st
     unknown = [name for name in names if name not in there]
     if unknown:
         raise InvalidVariables(
-            f"gpufleet_env: this host has no environment {', '.join(unknown)}; it has {', '.join(there) or 'none'}. Where only some "
-            "hosts have it, name these with --limit"
+            f"gpufleet_env: this host has no environment {', '.join(map(repr, unknown))}; it has {', '.join(there) or 'none'}. "
+            "Where only some hosts have it, name these with --limit"
         )
     if "torch" not in steps:
         raise InvalidVariables("gpufleet_env: this run does nothing to single environments; leave it out")

@@ -310,6 +310,9 @@ def runtime_files(wanted: Desired) -> list[ManagedFile]:
 
 def _runtime_actions(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
     files = {file.path: file for file in runtime_files(wanted)}
+    if wanted.environments_alone:
+        own = [_runtime_env_path(wanted, environment.name) for environment in wanted.environments]
+        return [action for action in (_runtime_file(host, path, files.get(path)) for path in own) if action]
     paths = [PROFILE_PATH]
     if host.os.get("init") in (None, "systemd"):
         paths += [USER_ENVIRONMENT_PATH, SYSTEM_ENVIRONMENT_PATH]

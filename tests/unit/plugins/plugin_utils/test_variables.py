@@ -81,6 +81,98 @@ def test_environment_inherits_owner_and_keeps_its_own():
     assert [environment["owner"] for environment in state["environments"]] == ["ada", "bob"]
 
 
+class TestMerging:
+    """A group adds environments without repeating those of others."""
+
+    def names(self, **variables):
+        return [environment["name"] for environment in desired(**variables)["environments"]]
+
+    def test_every_variable_with_the_prefix_adds_its_environments(self):
+        more = {
+            "torch_env_environments_vision": [{"name": "seeing"}],
+            "torch_env_environments_audio": [{"name": "hearing"}],
+        }
+        assert self.names(**more) == ["base", "hearing", "seeing"]
+        assert self.names(torch_env_environments=[{"name": "main"}], **more) == ["main", "hearing", "seeing"]
+        assert self.names(torch_env_environments=[], **more) == ["hearing", "seeing"]
+
+    def test_what_several_say_of_one_environment_comes_together(self):
+        state = desired(
+            torch_env_owner="ann",
+            torch_env_environments=[{"name": "base", "python": "3.12"}],
+            torch_env_environments_a=[{"name": "base", "requirements": ["numpy"]}],
+            torch_env_environments_b=[{"name": "base", "python": "3.12", "owner": "bob"}],
+        )
+        expected = {"name": "base", "python": "3.12", "requirements": ["numpy"], "owner": "bob", "group": "root"}
+        assert state["environments"] == [expected]
+
+    def test_disagreement_names_both_variables_and_values(self):
+        with pytest.raises(InvalidVariables) as error:
+            desired(
+                torch_env_environments_a=[{"name": "x", "torch": "2.9.1"}],
+                torch_env_environments_b=[{"name": "x", "torch": "2.9.0"}],
+            )
+        for word in (
+            "torch_env_environments_a",
+            "torch_env_environments_b",
+            "torch of the environment x",
+            "2.9.1",
+            "2.9.0",
+        ):
+            assert word in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("value", "words"),
+        [
+            ("text", "torch_env_environments_x"),
+            ([{"name": "a", "colour": "red"}], "colour"),
+            ([{"python": "3.12"}], "torch_env_environments_x"),
+            ([{"name": "a", "python": 3.10}], r"torch_env_environments_x\[0\].python is the fraction"),
+            ([{"name": "a"}, {"name": "a"}], "torch_env_environments_x: there are two environments named a"),
+        ],
+    )
+    def test_each_variable_is_checked_like_the_role_s_own(self, value, words):
+        with pytest.raises(InvalidVariables, match=words):
+            desired(torch_env_environments_x=value)
+
+    def test_a_misspelt_prefix_is_noticed(self):
+        with pytest.raises(InvalidVariables, match="did you mean torch_env_environments"):
+            desired(torch_env_enviroments_x=[{"name": "a"}])
+
+
+class TestOneEnvironmentAlone:
+    there = ({"name": "base"}, {"name": "vision"})
+
+    @pytest.mark.parametrize(
+        ("asked", "names"), [("vision", ["vision"]), (["vision"], ["vision"]), ("vision, base", ["base", "vision"])]
+    )
+    def test_only_what_is_named_is_wanted_and_the_driver_is_left_alone(self, asked, names):
+        state = desired(torch_env_environments=list(self.there), gpufleet_env=asked)
+        assert [environment["name"] for environment in state["environments"]] == names
+        assert state["environments_alone"] is True
+        assert state["steps"] == ["torch", "runtime", "proof"]
+
+    def test_without_a_name_everything_is_wanted(self):
+        state = desired(torch_env_environments=list(self.there))
+        assert (len(state["environments"]), state["environments_alone"], state["steps"]) == (2, False, list(STEPS))
+
+    def test_a_group_s_environment_can_be_named(self):
+        state = desired(torch_env_environments_x=[{"name": "team"}], gpufleet_env="team")
+        assert [environment["name"] for environment in state["environments"]] == ["team"]
+
+    def test_an_unknown_name_is_refused_with_those_that_are_there(self):
+        with pytest.raises(InvalidVariables, match=r"no environment 'visoin'; it has base, vision.*--limit"):
+            desired(torch_env_environments=list(self.there), gpufleet_env="visoin")
+
+    def test_an_empty_name_is_not_everything(self):
+        with pytest.raises(InvalidVariables, match="no environment ''; it has base"):
+            desired(gpufleet_env="")
+
+    def test_a_run_that_would_touch_everything_refuses_the_name_instead_of_ignoring_it(self):
+        with pytest.raises(InvalidVariables, match="gpufleet_env"):
+            desired_state({"gpufleet_env": "base"}, lambda value: value, [])
+
+
 def test_key_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(InvalidVariables, match="nvidia_driver_repository_key"):
         desired(nvidia_driver_repository_key=str(tmp_path / "absent.asc"))

@@ -60,6 +60,16 @@ def test_a_fresh_host_gets_everything_in_order(full: Make) -> None:
         assert entry["why"]
 
 
+def test_one_environment_alone_touches_nothing_that_others_share(full: Make, driven: Make) -> None:
+    desired = {"environments": [{"name": "vision"}], "environments_alone": True, "steps": ["torch", "runtime", "proof"]}
+    plan = resolve(full(RTX_5070, **driven("570.211.01")), desired)
+    assert ids(plan) == [
+        "torch.build:vision",
+        "torch.switch:vision",
+        "runtime.file:/opt/gpufleet/envs/vision/runtime.env",
+    ]
+
+
 @pytest.mark.parametrize(
     ("devices", "system", "desired"),
     [
