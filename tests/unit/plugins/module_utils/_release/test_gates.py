@@ -117,7 +117,7 @@ def test_a_failing_smoke_command_gates_the_switch_and_says_what_it_said(built: A
     assert caught.value.cause.endswith("line 19 | no  [31mlibrary")
     staged = caught.value.details["staged"]
     assert stamp_of(built, staged)["proof"]["level"] == "static"
-    result = built.operation(**NEWER, smoke=("python", "-c", "")).present()
+    result = built.operation(**NEWER, smoke=("python", "-c", "pass")).present()
     assert (result["release"], result["previous"]) == (staged, older)
     assert "install" not in steps_of(result)
 
