@@ -3,12 +3,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import ReleaseError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import tiny_index
 
 
 @pytest.fixture
@@ -106,3 +112,35 @@ def test_the_cause_is_told_without_noise_credentials_and_dangerous_advice() -> N
 )
 def test_known_messages_come_with_what_to_do(output: str, advice: str) -> None:
     assert advice in tool.explain(output)[1]
+
+
+@pytest.mark.skipif(
+    tiny_index.uv_program() is None or tiny_index.system_python() is None, reason="needs uv and a system Python"
+)
+def test_uv_makes_an_environment_where_the_distribution_split_venv_and_ensurepip_off(tmp_path: Path) -> None:
+    """As on a minimal Debian or Ubuntu without python3-venv, where ``python3 -m venv`` fails."""
+    real = os.path.realpath(tiny_index.system_python() or "")
+    version = os.path.basename(real)
+    library = Path(real).parents[1] / "lib" / version
+    without = tmp_path / "system/lib" / version
+    without.mkdir(parents=True)
+    (tmp_path / "system/bin").mkdir()
+    for entry in library.iterdir():
+        if entry.name not in ("venv", "ensurepip", "EXTERNALLY-MANAGED"):
+            (without / entry.name).symlink_to(entry)
+    python = tmp_path / "system/bin" / version
+    shutil.copy(real, python)
+    plain = subprocess.run([python, "-m", "venv", tmp_path / "plain"], capture_output=True, text=True, check=False)
+    assert "No module named venv" in plain.stderr
+    command = [str(tiny_index.uv_program()), "venv", "--no-project", "--python", str(python), str(tmp_path / "env")]
+    settings = {"PATH": os.defpath, "UV_PYTHON_DOWNLOADS": "never", "UV_CACHE_DIR": str(tmp_path / "cache")}
+    made = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    asked = [
+        tmp_path / "env/bin/python",
+        "-I",
+        "-c",
+        "import sys; print(sys.prefix != sys.base_prefix, sys.base_prefix)",
+    ]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+    assert said == ["True", str(tmp_path / "system")]
