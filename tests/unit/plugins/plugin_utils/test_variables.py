@@ -277,3 +277,13 @@ def test_tags_decide_what_may_be_planned(run, skip, asked, steps):
 def test_unknown_step_is_refused():
     with pytest.raises(InvalidVariables, match="drivers"):
         wanted_steps(["all"], [], ["drivers"])
+
+
+def test_rows_for_the_knowledge_base_are_part_of_the_desired_state():
+    rows = {"torch": {"2.16.0": {"source": "https://example.org"}}}
+    assert desired(gpufleet_knowledge=rows)["knowledge"] == rows
+    assert desired()["knowledge"] is None
+    with pytest.raises(InvalidVariables, match="gpufleet_knowledge"):
+        desired(gpufleet_knowledge=[1])
+    with pytest.raises(InvalidVariables, match="did you mean gpufleet_knowledge"):
+        desired(gpufleet_knowlege=rows)
