@@ -336,10 +336,8 @@ def _show_distributions(packages: str, seen: str) -> None:
 
     A package of the user's own keeps its description. To replace or uninstall a copied one removes the copy and nothing else.
     """
-    for info in glob.glob(os.path.join(glob.escape(packages), "*.dist-info")):
-        with contextlib.suppress(OSError), open(os.path.join(info, "INSTALLER"), encoding="utf-8") as file:
-            if file.read() == _INSTALLER:
-                shutil.rmtree(info)
+    for info in _copies(packages):
+        shutil.rmtree(os.path.join(packages, info))
     own = {_project(info) for info in os.listdir(packages) if info.endswith(".dist-info")}
     for info in (name for name in os.listdir(seen) if name.endswith(".dist-info") and _project(name) not in own):
         copy = os.path.join(packages, info)
@@ -349,6 +347,15 @@ def _show_distributions(packages: str, seen: str) -> None:
             os.path.relpath(os.path.join(place, file), packages) for place, _, files in os.walk(copy) for file in files
         ]
         _replace(os.path.join(copy, "RECORD"), "".join(f"{place},,\n" for place in [*sorted(places), f"{info}/RECORD"]))
+
+
+def _copies(packages: str) -> list[str]:
+    """The descriptions that were copied from a base."""
+    found = []
+    for info in sorted(os.listdir(packages)):
+        with contextlib.suppress(OSError), open(os.path.join(packages, info, "INSTALLER"), encoding="utf-8") as file:
+            found += [info] if file.read() == _INSTALLER else []
+    return found
 
 
 def _show_scripts(path: str, release: str) -> None:
@@ -391,18 +398,17 @@ def update(options: argparse.Namespace) -> None:
     release = release_of(found.base)
     if release is None:
         raise Problem(f"there is no environment '{found.base}' any more that you can use")
+    if _python_of(release) != _python_of(found.path):
+        own = distributions(found.path, _copies(_packages(found.path)))
+        raise Problem(
+            f"{found.base} has another Python now, {_python_of(release)}, for which the packages of {found.name} were not made. "
+            f"Make a new overlay and install them there: {' '.join(f'{name}=={version}' for name, version in own.items())}"
+        )
     if release == found.release:
         print(f"{found.name} sees {os.path.basename(release)}, which {found.base} serves")
-        return
-    if os.path.basename(os.path.dirname(_packages(release))) != os.path.basename(
-        os.path.dirname(_packages(found.path))
-    ):
-        raise Problem(
-            f"{found.base} has another Python now, for which the packages of {found.name} were not made: list them with "
-            f"{_quoted(found.path)}/bin/pip freeze, make a new overlay, and install them there"
-        )
+    else:
+        print(f"{found.base}: {os.path.basename(found.release)} -> {os.path.basename(release)}")
     before, after = distributions(found.release), distributions(release)
-    print(f"{found.base}: {os.path.basename(found.release)} -> {os.path.basename(release)}")
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
             print(f"  {name} {before.get(name, '-')} -> {after.get(name, '-')}")
@@ -436,15 +442,14 @@ def remove(options: argparse.Namespace) -> None:
     print(f"{found.name} is removed")
 
 
-def distributions(directory: str) -> dict[str, str]:
+def distributions(directory: str, without: t.Sequence[str] = ()) -> dict[str, str]:
     """The packages in an environment's own directory: {project: version}; none where it is gone."""
     try:
-        names = os.listdir(_packages(directory))
+        names = sorted(os.listdir(_packages(directory)))
     except (OSError, Problem):
         return {}
-    return {
-        _project(name): name[: -len(".dist-info")].rpartition("-")[2] for name in names if name.endswith(".dist-info")
-    }
+    infos = [name for name in names if name.endswith(".dist-info") and name not in without]
+    return {_project(info): info[: -len(".dist-info")].rpartition("-")[2] for info in infos}
 
 
 def _project(info: str) -> str:
@@ -457,6 +462,11 @@ def _packages(directory: str) -> str:
     if len(found) != 1:
         raise Problem(f"{directory} is no complete environment")
     return found[0]
+
+
+def _python_of(directory: str) -> str:
+    """The Python of an environment, as in python3.11."""
+    return os.path.basename(os.path.dirname(_packages(directory)))
 
 
 def _constraints(path: str) -> str:

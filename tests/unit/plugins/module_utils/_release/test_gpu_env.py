@@ -380,6 +380,23 @@ class TestUpdate:
         assert (str(ann.overlay("mine")) in seen[serving(bench)], newer in seen) == (True, False)
         assert "which base serves" in ann.says("update", "mine")
 
+    def test_what_was_uninstalled_shows_the_base_s_again(self, bench: Bench, ann: Person) -> None:
+        ann.says("run", "mine", "pip", "uninstall", "-q", "-y", "numpy", "old")
+        assert ann.python("mine", "import numpy; print(numpy.VERSION)") == "2.1.0"
+        assert "which base serves" in ann.says("update", "mine")
+        assert "numpy==2.1.0" in ann.says("run", "mine", str(bench.directory / "uv"), "pip", "freeze")
+
+    def test_for_another_python_the_packages_of_one_s_own_are_named(self, ann: Person) -> None:
+        assert ann.gpu_env("run", "mine", "pip", "install", "transformers==4.1").returncode == 0
+        (library,) = (ann.overlay("mine") / "lib").iterdir()
+        other = library.rename(library.with_name("python3.9"))
+        done = ann.gpu_env("update", "mine")
+        other.rename(library)
+        assert done.returncode == 1
+        assert f"base has another Python now, {library.name}" in done.stderr
+        assert done.stderr.endswith("transformers==4.1\n")
+        assert "torch==" not in done.stderr
+
     def test_an_overlay_that_lost_its_release_says_so_and_can_be_updated(self, bench: Bench, ann: Person) -> None:
         config = ann.overlay("mine") / "pyvenv.cfg"
         config.write_text(config.read_text().replace(serving(bench), serving(bench) + ".gone"))
