@@ -1,13 +1,12 @@
-"""Kill, starve and race the build of a release. Whatever happens: what served before serves at every instant, nothing that is
+"""Kill, starve, deceive and race the build of a release. Whatever happens: what served before serves at every instant, nothing that is
 unproven or incomplete is ever current, and the next run gets there without anybody's help.
 
-Runs as root on a machine that it may burden; `pytest tests/faults --seeds 100` for more random moments.
+Runs as root on a machine that it may burden; `bin/test faults --seeds 100` for more random moments.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -16,265 +15,503 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "collections"))
-sys.path.insert(0, str(ROOT / "tests/unit/plugins/module_utils/_release"))
-
-import tiny_index as unit  # noqa: E402
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import model, store  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))
+import faulty
+from faulty import Host
 
 pytestmark = pytest.mark.timeout(900)
+fault = pytest.mark.fault
 
 STEPS = (
     *("lock", "read", "prepare", "venv", "install", "record", "compile", "seal", "manifest", "prove", "sync", "stamp"),
     *("launchers", "switch", "prune"),
 )
+UNTIL_SWITCH = STEPS.index("switch")
+YEAR = 365.0 * 24 * 3600
 
 
-@dataclasses.dataclass
-class Fleet:
-    """One host's root with an index behind it, driven through processes of its own."""
-
-    directory: Path
-    url: str
-
-    @property
-    def home(self) -> Path:
-        return self.directory / "envs" / "base"
-
-    @property
-    def layout(self) -> model.Layout:
-        return model.Layout(str(self.directory / "envs"), "base")
-
-    def command(self, extra: str, die_in: str = "", die_after: bool = False, **changes: Any) -> list[str]:
-        """The driver's command for an environment with the requirement ``extra``."""
-        spec, text = unit.locked({**unit.SPEC, "requirements": [extra] if extra else []}, self.url)
-        digest = model.digest(spec)
-        request = {
-            "layout": [self.layout.root, self.layout.name],
-            "spec": spec,
-            "spec_digest": digest,
-            "release_base": f"2.9.1-cu128-{digest[:8]}",
-            "index_url": f"{self.url}/cu128",
-            "package_index_url": f"{self.url}/packages",
-            "lock": text,
-            "interpreter": unit.system_python(),
-            "sm": ["sm_120"],
-            "time_limit": 60,
-            "lock_timeout": 60,
-            "disk_required_mib": 1,
-            "launcher": str(self.directory / "gpu-env"),
-            **changes,
-        }
-        asked = {"request": request, "uv": str(self.directory / "uv"), "die_in": die_in, "die_after": die_after}
-        return [sys.executable, str(ROOT / "tests/faults/release_driver.py"), json.dumps(asked)]
-
-    def run(self, extra: str, **more: Any) -> dict[str, Any]:
-        """Run the driver to its end; its answer, or {} where it was killed."""
-        done = subprocess.run(self.command(extra, **more), capture_output=True, text=True, check=False, timeout=300)
-        assert "Traceback" not in done.stderr, done.stderr
-        return json.loads(done.stdout) if done.stdout else {}
-
-    def check(self) -> None:
-        """Nothing that is current, stamped or both may be incomplete."""
-        state = store.read_state(self.layout)
-        assert state.current is not None
-        assert state.current in state.stamped
-        for release_id, stamp in state.stamped.items():
-            assert stamp["proof"]["verdict"] == "passed"
-            assert store.damage(self.layout, release_id, stamp) is None
+def cold(host: Host) -> None:
+    """Let the next build fetch everything."""
+    shutil.rmtree(host.root / ".cache" / "uv", ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def index() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
-        unit.tiny_torch_index(Path(directory) / "cu128")
-        packages = unit.tiny_package_index(Path(directory) / "packages")
-        for number in range(400):
-            unit.write_wheel(packages / "many", "many", f"{number}.0", {f"many_{n}.py": "x = 1\n" for n in range(200)})
-        unit.write_index(packages)
-        with unit.serve(Path(directory)) as url:
-            yield url
+def fails_then_converges(host: Host, **what: object) -> str:
+    """The usual course: a run into the fault, then one without; what the first one said."""
+    served, project = host.serve(), host.index.new_project()
+    with host.watched() as watch:
+        said = host.refuses(project, served, **what)
+        new = host.converges(project)["release"]
+    assert watch.served == [served, new]
+    return said
 
 
-@pytest.fixture
-def fleet(index: str) -> Iterator[Fleet]:
-    uv = unit.uv_program()
-    if os.geteuid() != 0 or uv is None or unit.system_python() is None:
-        pytest.skip("needs root, uv and a Python of the system's")
-    directory = Path(tempfile.mkdtemp(prefix="gpufleet-faults-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    shutil.copy(uv, directory / "uv")
-    try:
-        yield Fleet(directory, index)
-    finally:
-        shutil.rmtree(directory)
+# What the index sends
 
 
-@contextlib.contextmanager
-def serving(fleet: Fleet) -> Iterator[list[str]]:
-    """Start the environment's Python over and over as its users do; yields the failures."""
-    failures: list[str] = []
-    count = [0]
-    stop = threading.Event()
-
-    def use() -> None:
-        while not stop.is_set():
-            command = [str(fleet.home / "bin" / "python"), "-c", "import torch, torchvision; print(torch.__version__)"]
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, user="nobody", cwd="/", timeout=60
-            )
-            count[0] += 1
-            if done.stdout != "2.9.1+cu128\n":
-                failures.append(f"{done.returncode}: {done.stderr}")
-            stop.wait(0.05)
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    try:
-        yield failures
-    finally:
-        stop.set()
-        thread.join()
-    assert count[0] > 0
-
-
-@pytest.mark.parametrize("die_after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
-def test_death_in_any_step_changes_nothing_for_the_users(fleet: Fleet, step: str, die_after: bool) -> None:
-    served = fleet.run("")["release"]
-    with serving(fleet) as failures:
-        assert fleet.run("plainpkg", die_in=step, die_after=die_after) == {}
-        fleet.check()
-        if STEPS.index(step) < STEPS.index("switch"):
-            assert store.read_state(fleet.layout).current == served
-        result = fleet.run("plainpkg")
-    assert failures == []
-    fleet.check()
-    state = store.read_state(fleet.layout)
-    assert state.current == result["release"] != served
-    assert state.previous == served
-    assert None not in state.releases.values()
-
-
-def test_sigkill_at_random_moments(fleet: Fleet, seeds: int) -> None:
-    """Of the module or of uv alone, with 200 small files in the link phase."""
-    fleet.run("")
+@pytest.mark.parametrize("place", ["cu128/torch/", "packages/"], ids=["torch-index", "package-index"])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        pytest.param(
+            "corrupt",
+            "bad crc",
+            marks=fault("corrupt wheel"),
+            id="corrupt",
+        ),
+        pytest.param("short", "bad uncompressed size", marks=fault("truncated download"), id="short"),
+        pytest.param(
+            "cut",
+            "end of file before message length reached",
+            marks=fault("truncated download"),
+            id="cut",
+        ),
+        pytest.param("stall", "network timeout", marks=fault("stalled download"), id="stalled"),
+        pytest.param("other", "mismatch", marks=fault("hash mismatch (another sound wheel)"), id="other-wheel"),
+        pytest.param("unavailable", "503", marks=fault("mirror down"), id="unavailable"),
+    ],
+)
+def test_damaged_download_is_refused(host: Host, kind: str, says: str, place: str) -> None:
+    cold(host)
     begin = time.monotonic()
-    fleet.run("many==0")
-    duration = time.monotonic() - begin
-    killed = 0
-    with serving(fleet) as failures:
-        for seed in range(seeds):
-            chance = random.Random(seed)  # noqa: S311  # a seed makes a failure come again
-            with subprocess.Popen(fleet.command(f"many=={1 + seed}"), stdout=subprocess.PIPE, text=True) as process:
-                time.sleep(chance.uniform(0.1, duration))
-                victims = [process.pid]
-                if chance.random() < 0.5:
-                    victims = [int(pid) for pid in _children(process.pid)] or victims
-                for pid in victims:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                        killed += 1
-                process.communicate(timeout=120)
-            fleet.check()
-            if seed % 5 == 4:
-                assert "error" not in fleet.run(f"many=={1 + seed}"), f"seed {seed}"
-                fleet.check()
-    assert failures == []
-    assert killed > seeds // 2
-    fleet.run("plainpkg")
-    assert None not in store.read_state(fleet.layout).releases.values()
+    said = fails_then_converges(host, broken=f"{kind} {place}")
+    assert says in said.lower()
+    assert "install" in said
+    assert "Correct what is named" not in said, "the message has no remedy of its own"
+    assert time.monotonic() - begin < 120
 
 
-def _children(pid: int) -> list[str]:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return []
+@fault("mirror down")
+def test_nobody_answers_at_the_mirror(host: Host) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    cold(host)
+    said = fails_then_converges(host, index_url=f"http://127.0.0.1:{port}/cu128")
+    assert "Connection refused" in said or "error sending request" in said
+
+
+@fault("stalled download")
+def test_an_index_that_never_answers_is_given_up_at_the_time_limit(host: Host) -> None:
+    cold(host)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begin = time.monotonic()
+        said = fails_then_converges(host, index_url=f"http://127.0.0.1:{silent.getsockname()[1]}/cu128", time_limit=3)
+    assert "longer than the time limit of 3 s" in said
+    assert time.monotonic() - begin < 60
+
+
+# What the disk does
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, options: str) -> Iterator[None]:
-    path.mkdir(exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"mode=755,{options}", "tmpfs", str(path)], capture_output=True, check=False
-    )
+def mounted(root: Path, *arguments: str) -> Iterator[None]:
+    """Something of its own as the root of all environments."""
+    root.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *arguments, str(root)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip("tmpfs cannot be mounted here")
+        pytest.skip(f"cannot be mounted here: {done.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
+        subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+@pytest.mark.parametrize("step", ["install", "compile", "stamp"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("space", marks=fault("disk full in mid-build")),
+        pytest.param("inodes", marks=fault("inodes full in mid-build")),
+    ],
+)
+def test_disk_that_fills_up_during_the_build(fresh_host: Host, kind: str, step: str) -> None:
+    host, plenty = fresh_host, "size=200m,nr_inodes=100000"
+    with mounted(host.root, "-t", "tmpfs", "-o", f"mode=755,{plenty}", "tmpfs"):
+        served, project = host.serve(), host.index.new_project()
+        with host.watched() as watch:
+            squeeze = {"step": step, "kind": kind, "root": str(host.root)}
+            said = host.refuses(project, served, squeeze=squeeze)
+            assert "No space left on device" in said
+            assert host.state.releases.keys() == {served}
+            subprocess.run(["mount", "-o", f"remount,{plenty}", str(host.root)], check=True)
+            new = host.converges(project)["release"]
+        assert watch.served == [served, new]
+
+
+@fault("unwritable root")
+@pytest.mark.parametrize("what", ["read-only", "immutable"])
+def test_root_that_cannot_be_written(host: Host, what: str) -> None:
+    served, project, root = host.serve(), host.index.new_project(), str(host.root)
+    with host.watched() as watch:
+        if what == "read-only":
+            with mounted(host.root, "--bind", root):
+                subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
+                said = host.refuses(project, served)
+            assert "mounted read-only" in said
+        else:
+            subprocess.run(["chattr", "+i", str(host.home / "releases")], check=True)
+            try:
+                said = host.refuses(project, served)
+            finally:
+                subprocess.run(["chattr", "-i", str(host.home / "releases")], check=True)
+            assert "Operation not permitted" in said
+        new = host.converges(project)["release"]
+    assert watch.served == [served, new]
+
+
+# What dies
+
+
+@fault("SIGKILL of the module in each of its steps")
+@pytest.mark.parametrize("die_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_death_in_any_step_changes_nothing_for_the_users(host: Host, step: str, die_after: bool) -> None:
+    served, project = host.serve(), host.index.new_project({"few.py": "x = 1\n"})
+    with host.watched() as watch:
+        host.tally.runs += 1
+        assert host.run(project, die_in=step, die_after=die_after) == {}
+        host.tally.hit += 1
+        host.check()
+        if STEPS.index(step) < UNTIL_SWITCH:
+            assert host.state.current == served
+        new = host.converges(project)["release"]
+    assert watch.served == [served, new]
+    assert host.state.previous == served
+
+
+@contextlib.contextmanager
+def naming(seed: int) -> Iterator[None]:
+    """Say in a failure which seed makes it come again."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def kills(host: Host, seeds: int, strike: Callable[[subprocess.Popen[str], float], bool]) -> None:
+    """Strike a build at one random moment for each seed, and let the next run mend it. ``strike`` gets a part of the build, 0 to 1."""
+    with host.watched() as watch:
+        expected = [host.serve()]
+        for seed in range(seeds):
+            chance = random.Random(seed).random()  # noqa: S311  # a seed makes a failure come again
+            project = host.index.new_project()
+            command = host.command(project)
+            with naming(seed):
+                host.tally.runs += 1
+                process = host.start(command)
+                if strike(process, chance):
+                    host.tally.hit += 1
+                else:
+                    host.tally.late += 1
+                host.finish(process)
+                host.check()
+                expected.append(host.converges(project)["release"])
+    assert watch.served == expected
+    assert host.tally.hit > 0
+
+
+@pytest.fixture
+def duration(host: Host) -> float:
+    """How long a build takes here and now, in seconds."""
+    project = host.index.new_project()
+    command = host.command(project)
+    begin = time.monotonic()
+    assert "error" not in host.finish(host.start(command))
+    return time.monotonic() - begin
+
+
+@fault("SIGKILL of the module at random moments")
+def test_sigkill_of_the_module_at_random_moments(host: Host, seeds: int, duration: float) -> None:
+    def strike(process: subprocess.Popen[str], chance: float) -> bool:
+        time.sleep(duration * chance)
+        return faulty.stop_and_kill(process.pid)
+
+    kills(host, seeds, strike)
+
+
+@fault("SIGKILL of uv at random moments")
+def test_sigkill_of_uv_at_random_moments(host: Host, seeds: int) -> None:
+    uv = str(host.directory / "uv")
+    answer = host.run(host.index.new_project())
+    span = sum(step["seconds"] for step in answer["steps"] if step["step"] in ("venv", "install"))
+
+    def strike(process: subprocess.Popen[str], chance: float) -> bool:
+        moment = 0.0
+        while process.poll() is None:
+            there = faulty.children(process.pid, uv)
+            if there:
+                moment = moment or time.monotonic() + span * chance
+                if time.monotonic() >= moment and faulty.stop_and_kill(there[0]):
+                    out, _err = process.communicate(timeout=faulty.PATIENCE)
+                    said = json.loads(out).get("error", "")
+                    if "SIGKILL" not in said:
+                        host.tally.false_greens += 1
+                    assert "SIGKILL" in said, out
+                    return True
+            time.sleep(0.002)
+        return False
+
+    kills(host, seeds, strike)
 
 
 @pytest.mark.parametrize(
-    ("scarce", "plenty"),
-    [("size=2m", "size=200m"), ("size=200m,nr_inodes=160", "size=200m,nr_inodes=100000")],
-    ids=["space", "inodes"],
+    "number",
+    [
+        pytest.param(signal.SIGHUP, marks=fault("ssh drop (SIGHUP to the module's session)"), id="ssh-drop"),
+        pytest.param(
+            signal.SIGKILL, marks=fault("controller kill (SIGKILL to the module's session)"), id="controller-kill"
+        ),
+    ],
 )
-def test_a_disk_that_fills_up_during_the_build(fleet: Fleet, scarce: str, plenty: str) -> None:
-    root = fleet.directory / "envs"
-    with small_disk(root, plenty):
-        served = fleet.run("")["release"]
-        used = os.statvfs(root)
-        room = {
-            "size=2m": f"remount,size={(used.f_blocks - used.f_bfree) * used.f_frsize // 1024 + 400}k",
-        }.get(scarce, f"remount,nr_inodes={len(list(root.rglob('*'))) + 60}")
-        subprocess.run(["mount", "-o", room, str(root)], check=True)
-        with serving(fleet) as failures:
-            # The estimate would refuse at once; what matters here is the disk that fills up afterwards.
-            answer = (
-                fleet.run("many==0", disk_required_mib=0)
-                if scarce == "inodes"
-                else fleet.run("many==0", disk_required_mib=1)
-            )
-        assert failures == []
-        assert "error" in answer, answer
-        assert "space" in answer["error"] or "inodes free" in answer["error"] or "MiB free" in answer["error"], answer[
-            "error"
-        ]
-        fleet.check()
-        assert store.read_state(fleet.layout).releases.keys() == {served}
-        subprocess.run(["mount", "-o", f"remount,{plenty}", str(root)], check=True)
-        assert fleet.run("many==0")["previous"] == served
+def test_end_of_the_session_at_random_moments(host: Host, seeds: int, duration: float, number: signal.Signals) -> None:
+    def strike(process: subprocess.Popen[str], chance: float) -> bool:
+        time.sleep(0.3 + duration * chance)  # not before Python has begun: a shell would be hung up, not the module
+        if process.poll() is not None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        out, _err = process.communicate(timeout=faulty.PATIENCE)
+        return process.returncode == -number or "error" in json.loads(out or "{}")
+
+    kills(host, max(2, seeds // 4), strike)
 
 
-def test_an_index_that_stalls_is_given_up_at_the_time_limit(fleet: Fleet) -> None:
-    fleet.run("")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        begin = time.monotonic()
-        answer = fleet.run("plainpkg", index_url=f"http://127.0.0.1:{silent.getsockname()[1]}/cu128", time_limit=3)
-    assert "longer than the time limit of 3 s" in answer["error"]
-    assert time.monotonic() - begin < 20
-    fleet.check()
+# Simulated power loss
 
 
-def test_two_controllers_at_once_build_once(fleet: Fleet) -> None:
-    first = subprocess.Popen(fleet.command("plainpkg"), stdout=subprocess.PIPE, text=True)
-    second = subprocess.Popen(fleet.command("plainpkg"), stdout=subprocess.PIPE, text=True)
-    answers = [json.loads(process.communicate(timeout=120)[0]) for process in (first, second)]
-    assert sorted(answer["changed"] for answer in answers) == [False, True]
-    assert answers[0]["release"] == answers[1]["release"]
-    fleet.check()
+@fault("power loss (simulated: what the disk held is mounted again)")
+@pytest.mark.parametrize(
+    ("step", "die_after"),
+    [("install", True), ("stamp", False), ("stamp", True), ("switch", False), ("switch", True)],
+    ids=["in-the-build", "before-the-stamp", "after-the-stamp", "before-the-switch", "after-the-switch"],
+)
+def test_power_loss(fresh_host: Host, step: str, die_after: bool) -> None:
+    """An ext4 on a loop device, which writes nothing by itself. At the moment of the loss the device is copied: what the kernel had only in
+    memory is not in the copy, whose journal is then replayed as at a boot.
+    """
+    host = fresh_host
+    disk, copy = host.directory / "disk", host.directory / "disk-after"
+    disk.touch()
+    os.truncate(disk, 192 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-N", "80000", str(disk)], check=True)
+    options = ("-o", "loop,commit=300")
+    with mounted(host.root, *options, str(disk)):
+        served, project = host.serve(), host.index.new_project()
+        with host.watched() as watch:
+            host.tally.runs += 1
+            assert host.run(project, die_in=step, die_after=die_after) == {}
+            (host.root / ".unsynced").write_text("in memory only")
+            subprocess.run(["cp", "--sparse=always", str(disk), str(copy)], check=True)
+            host.tally.hit += 1
+        before = host.state.current
+    assert watch.served in ([served], [served, before])
+    with mounted(host.root, *options, str(copy)):
+        assert not (host.root / ".unsynced").exists() or not (host.root / ".unsynced").read_text()
+        assert host.state.current == (before if die_after and step == "switch" else served)
+        host.check()
+        with host.watched():
+            host.converges(project)
 
 
-def test_a_release_that_loses_its_interpreter_is_built_again(fleet: Fleet) -> None:
-    """As after an upgrade of the system's Python: the manifest still matches, since the link's text is the same."""
-    python = fleet.directory / "python3"
-    python.symlink_to(str(unit.system_python()))
-    served = fleet.run("", interpreter=str(python))["release"]
-    python.unlink()
-    answer = fleet.run("")
-    assert answer["changed"]
+# What somebody damages
+
+
+def damage(release: Path, how: str) -> None:
+    """Do to a release what nobody should; what its users import still works, so that it can serve on."""
+    library = next(release.glob("lib/python3*/site-packages/nvidia/tiny/lib/libtiny.so"))
+    if how == "truncated":
+        os.truncate(library, 10)
+    elif how == "removed":
+        library.unlink()
+    elif how == "added":
+        (library.parents[3] / "torch" / "extra.py").write_text("x = 1\n")
+    else:
+        with library.open("r+b") as file:
+            file.write(b"TINY")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("truncated", marks=fault("damaged release")),
+        pytest.param("removed", marks=fault("damaged release")),
+        pytest.param("rewritten", marks=fault("damaged release")),
+        pytest.param("added", marks=fault("added file")),
+    ],
+)
+def test_damaged_release_is_replaced_and_never_passes_again(host: Host, how: str) -> None:
+    """The first run replaces it; going back to it is refused, and it is not repaired in place."""
+    project = host.index.new_project()
+    served = host.converges(project)["release"]
+    release = host.home / "releases" / served
+    checked = {"integrity": "hashes"} if how == "rewritten" else {}
+    with host.watched() as watch:
+        host.tally.runs += 1
+        damage(release, how)
+        host.tally.hit += 1
+        seen = sorted((str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in release.rglob("*"))
+        answer = host.converges(project, **checked)
+        assert answer["changed"]
+        assert answer["release"] != served
+        assert f"{served} cannot serve" in answer["what"]
+        assert seen == sorted(
+            (str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in release.rglob("*")
+        )
+        said = host.run(project, state="previous")
+        host.tally.false_greens += "error" not in said
+        assert f"{served} cannot serve" in said["error"]
+    assert watch.served == [served, answer["release"]]
+
+
+@fault("poisoned cache")
+@pytest.mark.parametrize("how", ["other-content", "shorter", "removed"])
+def test_poisoned_cache_is_dropped(host: Host, how: str) -> None:
+    cold(host)
+    served = host.converges(host.index.new_project())["release"]
+    project = host.index.new_project()
+    with host.watched() as watch:
+        host.tally.runs += 1
+        poisoned = 0
+        for path in (host.root / ".cache" / "uv").rglob("torch/version.py"):
+            text = path.read_text()
+            path.unlink()  # the release that shares the file keeps it as it was
+            if how != "removed":
+                path.write_text(text.replace("tiny", "evil") if how == "other-content" else text[:-20])
+            poisoned += 1
+        assert poisoned
+        host.tally.hit += 1
+        answer = host.converges(project)
+        assert "uv's cache was damaged and has been dropped" in " ".join(answer["warnings"])
+    assert watch.served == [served, answer["release"]]
+
+
+@fault("dangling interpreter")
+def test_interpreter_that_vanishes(fresh_host: Host) -> None:
+    """As after an upgrade of the system's Python: the manifest still matches, since the link's text is the same. Nothing can serve from
+    such a release; from the switch to the one that replaces it on, everything has to.
+    """
+    host = fresh_host
+    python = host.directory / "python3"
+    python.symlink_to(str(faulty.tiny.system_python()))
+    served = host.run("", interpreter=str(python))["release"]
+    with host.watched(tolerate=True) as watch:
+        host.tally.runs += 1
+        python.unlink()
+        host.tally.hit += 1
+        answer = host.converges("")
+        converged = time.time()
+        time.sleep(2.5)
+    assert watch.last_failure < converged
     assert "interpreter" in answer["what"]
     assert answer["release"] == served + ".2"
-    fleet.check()
+    said = host.run("", state="previous")
+    assert "its interpreter" in said["error"]
+
+
+@pytest.fixture
+def trap() -> Iterator[Path]:
+    """A directory that everybody may write, for what hostile code wants to tell."""
+    path = Path("/var/tmp/gpufleet-hostile")  # fixed, because it is part of a wheel
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    path.chmod(0o1777)
+    yield path
+    shutil.rmtree(path)
+
+
+HOSTILE = (
+    "import os, glob, sys; open({trap!r} + '/' + str(os.geteuid()), 'a').write('x'); "
+    "[os.chmod(p, 0o777) for p in glob.glob(sys.prefix + '/lib/python*/site-packages/torch/__init__.py') if os.geteuid() == 0 "
+    "or os.stat(p).st_uid == os.geteuid()]; "
+    "[open({trap!r} + '/wrote', 'a') for p in [sys.prefix, {cache!r}, sys.prefix + '/bin'] if os.access(p, os.W_OK)]\n"
+)
+
+
+@fault("hostile .pth")
+def test_hostile_pth_never_runs_as_root_and_cannot_write(host: Host, trap: Path) -> None:
+    served = host.serve()
+    line = HOSTILE.format(trap=str(trap), cache=str(host.root / ".cache"))
+    project = host.index.new_project({"hostile.pth": line, "hostile_package.py": ""})
+    with host.watched() as watch:
+        host.tally.runs += 1
+        new = host.converges(project)["release"]
+        host.tally.hit += 1
+        ran = {path.name for path in trap.iterdir()}
+        host.run(project, state="previous")
+        again = host.run(project, state="present")["release"]
+    assert "0" not in ran | {path.name for path in trap.iterdir()}
+    assert "wrote" not in ran
+    assert ran, "it never ran, so nothing was tested"
+    assert watch.served == [served, new, served, again]
+
+
+@fault("hostile .pth")
+def test_hostile_pth_that_hangs_is_ended(host: Host) -> None:
+    served, good = host.serve(), host.index.new_project()
+    project = host.index.new_project({"hostile.pth": "import time; time.sleep(3600)\n", "hostile_package.py": ""})
+    with host.watched() as watch:
+        host.refuses(project, served, proof_time_limit=3)
+        new = host.converges(good)["release"]
+    assert watch.served == [served, new]
+
+
+# Who comes at the same time, and when
+
+
+@fault("second controller")
+def test_two_controllers_at_once_build_once(host: Host) -> None:
+    served, project = host.serve(), host.index.new_project()
+    command = host.command(project)
+    with host.watched() as watch:
+        host.tally.runs += 1
+        both = [host.start(command), host.start(command)]
+        answers = [host.finish(process) for process in both]
+        host.tally.hit += 1
+        new = host.converges(project)["release"]
+    assert sorted(answer["changed"] for answer in answers) == [False, True]
+    assert {answer["release"] for answer in answers} == {new}
+    assert watch.served == [served, new]
+
+
+@fault("second controller")
+def test_second_controller_that_may_not_wait_says_who_is_there(host: Host) -> None:
+    served, first, second = host.serve(), host.index.new_project(), host.index.new_project()
+    commands = [host.command(first), host.command(second, lock_timeout=0)]
+    with host.watched() as watch:
+        host.tally.runs += 1
+        process = host.start(commands[0])
+        release = host.home / "releases"
+        while process.poll() is None and len(list(release.iterdir())) == len(host.state.stamped):
+            time.sleep(0.01)
+        said = host.finish(host.start(commands[1]))
+        host.tally.hit += 1
+        one = host.finish(process)["release"]
+        two = host.converges(second)["release"]
+    assert "is being changed by another run" in said["error"]
+    assert f"process {process.pid}" in said["error"]
+    assert watch.served == [served, one, two]
+
+
+@fault("clock a year off (simulated: the module's own clock)")
+@pytest.mark.parametrize("off", [YEAR, -YEAR], ids=["ahead", "behind"])
+def test_clock_a_year_off(host: Host, off: float) -> None:
+    """What is built with the wrong clock serves, and the next releases follow it in the right order."""
+    served, wrong, right, last = host.serve(), *(host.index.new_project() for _ in range(3))
+    with host.watched() as watch:
+        host.tally.runs += 1
+        odd = host.run(wrong, clock=off)
+        host.tally.hit += 1
+        assert odd["previous"] == served
+        year = int(host.state.stamped[odd["release"]]["built_at"][:4])
+        assert year in (time.gmtime(time.time() + off).tm_year, time.gmtime(time.time() + off + 60).tm_year)
+        new = host.converges(right)
+        assert new["previous"] == odd["release"]
+        assert served in new["removed"]
+        newest = host.converges(last)
+        assert odd["release"] in newest["removed"]
+    assert watch.served == [served, odd["release"], new["release"], newest["release"]]

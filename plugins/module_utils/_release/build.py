@@ -21,7 +21,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -44,7 +46,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.proc
     users_of,
 )
 
-_PASSED_ON = (
+PASSED_ON = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "http_proxy",
@@ -58,17 +60,20 @@ _PASSED_ON = (
     "UV_DEFAULT_INDEX",
     "UV_INDEX_URL",
     "UV_HTTP_TIMEOUT",
+    "UV_HTTP_RETRIES",
     "UV_INSECURE_HOST",
     "UV_SYSTEM_CERTS",
 )
 """Variables of the task that reach uv. Everything else is left behind."""
 
 MIB = 1024 * 1024
+_REFUSED = re.compile(r"^\w*Error: \[Errno \d+\]", re.MULTILINE)
 _ACCOUNT_COMMENT = "builds the environments of gpufleet.workstation"
 _CACHE_KEPT = 7 * 24 * 3600
 _CACHE_OPEN, _CACHE_CLOSED = 0o710, 0o700
 _UNKNOWN_NEED_MIB = 8192
 _UNKNOWN_NEED_INODES = 60000
+_USUAL_BYTES = 7_000_000_000
 
 
 class PoisonedCache(ReleaseError):
@@ -141,6 +146,12 @@ def estimate(stamps: t.Iterable[dict[str, t.Any]], spec: dict[str, t.Any]) -> tu
         return _UNKNOWN_NEED_MIB, _UNKNOWN_NEED_INODES
     size, files = max(sizes)
     return size * 5 // 4 // MIB + 64, files * 2 + 2000
+
+
+def expected_bytes(stamps: t.Iterable[dict[str, t.Any]], spec: dict[str, t.Any]) -> tuple[int, str]:
+    """What a release of ``spec`` will hold, for people who watch it come, and how that is known."""
+    sizes = [int(stamp["bytes"]) for stamp in stamps if stamp["spec"].get("torch") == spec["torch"]]
+    return (max(sizes), "an earlier release of this torch") if sizes else (_USUAL_BYTES, "experience")
 
 
 def drop_cache(layout: Layout) -> None:
@@ -273,9 +284,10 @@ class Builder:
         packages = record.site_packages(self._release)
         argv = [python, "-I", "-S", "-m", "compileall", "-q", "-j", "0", "-x", "/site-packages/.*/tests/", packages]
         ended = self._run("compile bytecode", argv, {"PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"})
-        if ended.returncode not in (0, 1):  # 1: some file, for example a template, is no valid Python
+        # 1: some file, for example a template, is no valid Python; or the disk refused, which must not leave a release half compiled.
+        if ended.returncode not in (0, 1) or _REFUSED.search(ended.output):
             cause, remedy = tool.explain(ended.output)
-            raise ReleaseError("compile bytecode", f"compileall ended with {ended.returncode}: {cause}", remedy)
+            raise ReleaseError("compile bytecode", f"compileall {_how(ended)}: {cause}", remedy)
 
     def seal(self) -> None:
         """Give everything to root and take away every right to write that others have."""
@@ -298,11 +310,14 @@ class Builder:
         if ended.returncode != 0:
             cause, remedy = tool.explain(ended.output)
             source = f" from {hide_credentials(index)}" if index else ""
+            if ended.returncode < 0:
+                cause, remedy = f"uv {_how(ended)}", "Look in the kernel's log whether memory ran out, then run again."
+                raise ReleaseError(step + source, cause, remedy)
             raise ReleaseError(step + source, f"uv says: {cause}", remedy)
 
     def _uv_environment(self, index: str) -> dict[str, str]:
         """A clean environment; index URLs go through it because everybody can read a command line."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment.update(
             PATH=SYSTEM_PATH,
             LC_ALL="C.UTF-8",
@@ -339,6 +354,13 @@ class Builder:
                 "Raise torch_env_build_time_limit, or use an index nearer to the host.",
             )
         return ended
+
+
+def _how(ended: Ended) -> str:
+    """How a program ended, in words."""
+    if ended.returncode < 0:
+        return f"was ended by {signal.Signals(-ended.returncode).name}"
+    return f"ended with {ended.returncode}"
 
 
 def seal_tree(top: str, interpreter: str) -> None:

@@ -101,6 +101,14 @@ _MEANINGS = (
     ),
     ("dns error", "The host cannot resolve the name of the index: check DNS, the proxy and the index URL."),
     ("Connection refused", "Nothing answers at the index: check its URL, the mirror and the proxy."),
+    (
+        "end of file before message length reached",
+        "The connection ended in the middle of a file: check the network, the mirror and the proxy; nothing of it was used.",
+    ),
+    (
+        "network timeout",
+        "The index stopped sending: check the network, the mirror and the proxy, or raise UV_HTTP_TIMEOUT.",
+    ),
     ("timed out", "The index does not answer in time: check the network, the mirror and the proxy."),
     ("401 Unauthorized", "The index wants credentials: put them into the URL, which is never logged."),
     ("403 Forbidden", "The index refuses the request: check its URL, the credentials and the proxy."),
@@ -111,6 +119,10 @@ _MEANINGS = (
     (
         "No solution found",
         "Change the versions that contradict each other or do not exist (torch_env_version, requirements).",
+    ),
+    (
+        "Failed to extract archive",
+        "What the index sent is no sound wheel: check the index or the mirror; nothing of it was used.",
     ),
     ("Failed to fetch", "Check the index URL, the mirror, the proxy and the network of this host."),
     ("error sending request", "Check the index URL, the mirror, the proxy and the network of this host."),

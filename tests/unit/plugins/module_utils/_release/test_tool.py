@@ -102,6 +102,10 @@ def test_the_cause_is_told_without_noise_credentials_and_dangerous_advice() -> N
     [
         ("error: Failed to write\n  cause: No space left on device (os error 28)", "Free space"),
         ("error: Hash mismatch for `torch==2.9.1`", "index serves is not what it announces"),
+        ("error: x\n cause: Failed to extract archive: y.whl\n cause: Bad CRC (got 1, expected 2)", "no sound wheel"),
+        ("error: x\n cause: Failed to extract archive: y.whl\n cause: No space left on device", "Free space"),
+        ("error: x\n cause: end of file before message length reached", "ended in the middle of a file"),
+        ("error: x\n cause: Failed to download due to network timeout.", "stopped sending"),
         ("error: x\n cause: invalid peer certificate: UnknownIssuer", "CA certificates"),
         ("error: x\n cause: dns error: failed to lookup address", "DNS"),
         ("error: HTTP status client error (401 Unauthorized)", "credentials"),
