@@ -344,4 +344,5 @@ def _unproven(settings: dict[str, Any], level: str, check: judge.Check) -> dict[
 
 def source_of(module: Any) -> str:
     """A module's source text, also when it lies in the archive that Ansible sends."""
-    return str(module.__loader__.get_source(module.__name__))
+    source = module.__loader__.get_source(module.__name__)
+    return source.decode("utf-8") if isinstance(source, bytes) else str(source)  # the controller's loader returns bytes
