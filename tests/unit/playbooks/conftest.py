@@ -31,10 +31,11 @@ ANSIBLE = Path(sys.executable).parent / "ansible-playbook"
 # A module knows its host by the interpreter that runs it: every host has a link of its own.
 _ANSWER = """#!/usr/bin/python
 # WANT_JSON
-import json, os, sys
+import json, os, shutil, sys
 folder = os.path.dirname(sys.executable)
 served = any(os.path.exists(os.path.join(folder, role)) for role in ("torch_env", "runtime_env"))
 name = "{after}" if served else "{before}"
+shutil.copy(sys.argv[1], os.path.join(folder, "asked-" + name))
 with open(os.path.join(folder, name)) as file:
     print(json.dumps(json.load(file)))
 """
@@ -153,6 +154,10 @@ class Fleet:
         """Which roles ran on a host."""
         roles = ("nvidia_driver", "torch_env", "runtime_env")
         return {role for role in roles if (self.folder / name / role).exists()}
+
+    def asked(self, name: str, file: str) -> dict[str, Any]:
+        """The options that the module which answers from a file was last given on a host."""
+        return json.loads((self.folder / name / f"asked-{file}").read_text(encoding="utf-8"))
 
     def releases(self, name: str) -> list[str]:
         """What venv_release was asked on a host: name, state, root and release of each call; and the driver's generation."""
