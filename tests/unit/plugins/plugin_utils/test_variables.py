@@ -287,3 +287,33 @@ def test_rows_for_the_knowledge_base_are_part_of_the_desired_state():
         desired(gpufleet_knowledge=[1])
     with pytest.raises(InvalidVariables, match="did you mean gpufleet_knowledge"):
         desired(gpufleet_knowlege=rows)
+
+
+def test_what_gates_a_switch_reaches_the_desired_state():
+    state = desired(
+        torch_env_smoke=["python", "-c", "import mine"],
+        torch_env_switch_after="quick",
+        torch_env_environments=[{"name": "a", "smoke": ["true"], "switch_after": "static"}, {"name": "b"}],
+        gpufleet_integrity="hashes",
+    )
+    assert (state["smoke"], state["switch_after"], state["integrity"]) == (
+        ["python", "-c", "import mine"],
+        "quick",
+        "hashes",
+    )
+    first, second = state["environments"]
+    assert (first["smoke"], first["switch_after"]) == (["true"], "static")
+    assert "smoke" not in second
+    assert desired()["integrity"] == "sizes"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"torch_env_smoke": "python -c 'import mine'"},
+        {"torch_env_environments": [{"name": "a", "smoke": "python -c 'import mine'"}]},
+    ],
+)
+def test_a_smoke_command_in_one_text_is_refused_because_it_would_be_split_at_commas(variables):
+    with pytest.raises(InvalidVariables, match="smoke is text: it must be a list, a program and its arguments"):
+        desired(**variables)

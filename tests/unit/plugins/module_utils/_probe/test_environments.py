@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import environments
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import contents, manifest
 
 ROOT = "/opt/gpufleet/envs"
 RELEASE = "2.9.1-cu128-1a2b3c4d"
@@ -238,3 +241,73 @@ def test_integrity_of_30000_files_takes_well_under_a_second(debian):
     started = time.process_time()
     assert _observe(debian)[0]["integrity"] == INTACT
     assert time.process_time() - started < 1
+
+
+def _with_hashes(tree):
+    """An environment whose torch has a RECORD, stamped with the list of hashes."""
+    tree.environment()
+    folder = tree.path(f"{ROOT}/base/releases/{RELEASE}")
+    data = tree.path(f"{SITE}/torch/version.py").read_bytes()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    record = f"torch/version.py,sha256={digest},{len(data)}\ntorch-2.9.1+cu128.dist-info/RECORD,,\n"
+    tree.file(f"{SITE}/torch-2.9.1+cu128.dist-info/RECORD", record)
+    for name in ("torchvision-0.24.1", "torchaudio-2.9.1"):
+        tree.file(f"{SITE}/{name}.dist-info/RECORD", f"{name}.dist-info/METADATA,,\n")
+    found = manifest.scan(str(folder))
+    texts = {
+        "manifest": manifest.encode(manifest.render(found)),
+        "hashes": contents.render(str(folder), found).encode(),
+    }
+    for kind, text in texts.items():
+        tree.file(f"{ROOT}/base/stamps/{RELEASE}.{kind}", text)
+    stamp = {
+        "schema": 1,
+        "id": RELEASE,
+        **{f"{kind}_sha256": hashlib.sha256(text).hexdigest() for kind, text in texts.items()},
+    }
+    return tree.file(f"{ROOT}/base/stamps/{RELEASE}.json", json.dumps(stamp))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"{SITE}/torch/version.py",
+        f"{SITE}/torch/__pycache__/version.cpython-311.pyc",
+        f"{SITE}/torch-2.9.1+cu128.dist-info/RECORD",
+        f"{ROOT}/base/releases/{RELEASE}/pyvenv.cfg",
+    ],
+)
+def test_other_contents_of_the_same_size_are_damage_where_hashes_are_asked_for(debian, file):
+    host = _with_hashes(debian).host()
+    (found,) = environments.observe(host, ROOT, [], [], hashes=True)
+    assert found["integrity"] == INTACT
+    data = debian.path(file).read_bytes()
+    debian.path(file).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert environments.observe(host, ROOT, [], [])[0]["integrity"] == INTACT
+    integrity = environments.observe(host, ROOT, [], [], hashes=True)[0]["integrity"]
+    assert integrity["status"] == "damaged"
+    assert file.partition(f"{RELEASE}/")[2] in integrity["examples"]
+
+
+def test_what_was_found_damaged_once_stays_so_and_is_not_offered(debian):
+    unknown = []
+    debian.environment(damaged="1 files hold something else, for example lib/libtorch.so")
+    (found,) = _observe(debian, unknown=unknown)
+    assert found["integrity"]["status"] == "damaged"
+    assert "lib/libtorch.so" in found["integrity"]["examples"][0]
+    assert found["releases"] == [{"id": RELEASE, "stamped": False}]
+    assert unknown == []
+
+
+def test_a_release_without_hashes_cannot_be_said_to_be_intact_by_them(debian):
+    unknown = []
+    found = environments.observe(debian.environment().host(), ROOT, [], unknown, hashes=True)
+    assert found[0]["integrity"] is None
+    assert "built before hashes were kept" in unknown[0]["why"]
+
+
+def test_a_list_of_hashes_that_is_not_the_stamped_one_is_damage(debian):
+    path = f"{ROOT}/base/stamps/{RELEASE}.hashes"
+    host = _with_hashes(debian).file(path, "").host()
+    integrity = environments.observe(host, ROOT, [], [], hashes=True)[0]["integrity"]
+    assert (integrity["status"], integrity["examples"]) == ("damaged", [path])

@@ -568,3 +568,14 @@ def test_no_tree_whatever_makes_it_raise(tmp_path_factory, answers, entries, cud
     assert set(seen["driver"]["modules_by_kernel"]) == {kernel["release"] for kernel in seen["os"]["kernels"]}
     assert all(entry["what"] and entry["why"] for entry in seen["unknown"])
     json.dumps(seen, allow_nan=False, ensure_ascii=False).encode("utf-8")
+
+
+def test_who_computes_is_told_with_the_gpus(debian, answers):
+    answers["nvml"] = _nvml({**RTX_5070, "compute_pids": [812]})
+    debian.gpu(driver="nvidia").loaded().process(812, "python").process(900, "python")
+    debian.link("/proc/900/fd/3", "/dev/nvidia-uvm")
+    seen = observe(debian.host(), Request())["driver"]["processes"]
+    assert [(row["pid"], row["kind"], row["gpus"]) for row in seen] == [
+        (812, "compute", ["0000:01:00.0"]),
+        (900, "compute", []),
+    ]
