@@ -127,7 +127,7 @@ def _torch_actions(
         what = f"switch the environment {name} to {release or 'the new release'}"
         wait = None if starts_driver or not why else _why_switch_waits(host, environment, wanted)
         if wait is not None:
-            notes.wait(what, *wait)
+            notes.wait(what, f"{why}; {wait[0]}", wait[1])
             environment["proof"] = _proof_of_what_serves(environment, seen)
         elif why:
             serving = f"{seen.get('current')} serves now" if seen.get("current") else "nothing serves now"
