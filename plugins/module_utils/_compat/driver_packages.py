@@ -47,10 +47,8 @@ def add_packages(
     row = set_row(driver, distribution, knowledge)
     if row is None:
         return
-    kinds = ("desktop", "compute")
-    there = [kind for kind in kinds if any(_all_there(host, row[kind][flavor], driver.branch) for flavor in row[kind])]
     fresh = "desktop" if host.os.get("graphical") else "compute"
-    driver.package_set = wanted.driver.package_set or (there or [fresh])[0]
+    driver.package_set = wanted.driver.package_set or _installed_set(host, distribution, knowledge) or fresh
     names = row[driver.package_set][driver.flavor]
     if not names:
         notes.warn(f"Compute-only packages of {distribution.name} are not established; the desktop set is planned.")
@@ -124,8 +122,16 @@ def set_row(driver: Driver, distribution: Distribution, knowledge: Knowledge) ->
     return next((row for row in rows if row["until"] is None or (driver.branch or 0) <= row["until"]), None)
 
 
-def _all_there(host: Host, names: t.Sequence[str], branch: int | None) -> bool:
-    return bool(names) and all(host.has_package(name.format(branch=branch)) for name in names)
+def _installed_set(host: Host, distribution: Distribution, knowledge: Knowledge) -> str | None:
+    """Which package set is installed, from whichever source and branch."""
+    branch = host.installed.branch if host.installed else None
+    signed = distribution.signed_modules or {}
+    names = [name for name in (*distribution.sets, distribution.native_sets, signed.get("set")) if name]
+    for kind in ("desktop", "compute"):
+        sets = [packages for name in names for packages in knowledge.package_sets[name][kind].values() if packages]
+        if any(all(host.has_package(package.format(branch=branch)) for package in packages) for packages in sets):
+            return kind
+    return None
 
 
 # ---- what is replaced ---------------------------------------------------------------------------------------------------
@@ -434,7 +440,13 @@ def _archive_repository(
             "adopt": None,
         }
     if not main:
-        if host.apt_sources_known:
+        if "apt" in host.os and host.os["apt"] is None:
+            notes.refuse(
+                "driver_source",
+                f"which archive {host.os_name} uses could not be read",
+                "Mend what the warnings name of /etc/apt, or set nvidia_driver_source to nvidia.",
+            )
+        elif host.apt_sources_known:
             notes.refuse(
                 "driver_source",
                 f"no apt source of {host.os_name} was found that carries {codename or 'its release'} main",

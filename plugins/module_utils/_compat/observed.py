@@ -162,7 +162,6 @@ def conform(value: t.Any, shape: t.Any) -> t.Any:
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _BROKEN_STATES = ("half-configured", "half-installed", "unpacked", "triggers-awaited", "triggers-pending")
-_PINNING = re.compile(r"nvidia-driver-pinning-")
 # What follows the kernel or a repository and not the driver: it stays free to move.
 _NOT_FROZEN = re.compile(
     r"cuda-keyring$|nvidia-driver-pinning-|cuda-compat|linux-(?:modules|objects|signatures)-nvidia"
@@ -223,10 +222,6 @@ class Package:
     @property
     def broken(self) -> bool:
         return self.state in _BROKEN_STATES
-
-    @property
-    def is_pin(self) -> bool:
-        return bool(_PINNING.match(self.name))
 
     @property
     def is_driver(self) -> bool:
