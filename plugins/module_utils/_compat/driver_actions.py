@@ -186,7 +186,7 @@ class _DriverChange:
     def _leave_what_nothing_compiles(self) -> None:
         """Modules of a driver that is kept and came by other means than packages are made by those means."""
         known = isinstance(self.host.driver.get("packages"), list)
-        if not self.lacking or self.why_packages or not known or self._compiles():
+        if not self.lacking or self.why_packages or not known or self._compiles() or self.driver.build == "prebuilt":
             return
         self.notes.wait(
             "driver modules",
@@ -501,7 +501,8 @@ class _DriverChange:
     def _modules(self) -> Action | None:
         if not self.why_packages and not self.lacking:
             return None
-        why = f"{listed(self.lacking)} has no {self.driver.flavor} module of the installed driver"
+        have = "have" if len(self.lacking) > 1 else "has"
+        why = f"{listed(self.lacking)} {have} no {self.driver.flavor} module of the installed driver"
         if self.why_packages:
             why = "a package that installed is not yet a module that loads"
         data = {

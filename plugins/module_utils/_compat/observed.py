@@ -294,7 +294,9 @@ class Host:
         if not version and not driver.get("branch") and not core:
             return None
         versions = [
-            upstream_version(package.version) for package in core if re.match(r"libcuda1$|nvidia-driver", package.name)
+            upstream_version(package.version)
+            for package in core
+            if re.match(r"libcuda1$|libnvidia-compute|nvidia-driver", package.name)
         ]
         version = version or (versions[0] if versions else None)
         branch = driver.get("branch") or (branch_of(version) if version else None)

@@ -644,6 +644,25 @@ def test_an_archive_whose_description_could_not_be_read_is_not_described_by_an_e
     assert refusal["code"] == "driver_source"
 
 
+def test_a_release_whose_codename_is_not_known_is_the_one_that_apt_uses(full: Make) -> None:
+    observation = full(RTX_3090)
+    observation["os"]["codename"] = None
+    desired = {"driver": {"source": "distro"}, "steps": ["driver"]}
+    assert "repository" not in ids(resolve(observation, desired)), "apt has all components"
+    observation["os"]["apt"]["sources"][0]["components"] = ["main"]
+    described = data(resolve(observation, desired), "repository")
+    assert "Suites: trixie\n" in described["content"]
+
+
+def test_ubuntus_library_tells_the_version_where_the_file_does_not(full: Make, carry_out: Make) -> None:
+    desired = {"driver": {**KEY, "source": "nvidia"}, "steps": ["driver"]}
+    observation = full(RTX_3090, system="ubuntu2404")
+    seen = carry_out(observation, resolve(observation, desired))
+    seen["driver"]["userspace_version"] = None
+    plan = resolve(seen, desired)
+    assert not {"modules", "load"} & set(ids(plan))
+
+
 def test_a_kernel_that_came_after_the_change_was_staged_gets_its_headers(
     full: Make, driven: Make, carry_out: Make
 ) -> None:
@@ -741,3 +760,23 @@ def test_a_desktop_set_stays_one_where_its_names_change_with_the_branch(
     plan = resolve(full(RTX_3090, system="ubuntu2404", **driver), {"driver": {"branch": "595"}, "steps": ["driver"]})
     assert plan["driver"]["package_set"] == "desktop"
     assert "nvidia-open" in data(plan, "packages")["packages"]
+
+
+def test_a_metapackage_moves_with_its_parts_though_the_other_set_is_asked_for(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["nvidia-open", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1"]
+    driver = driven("580.105.08", packages=[package(name, "580.105.08-1", "nvidia") for name in names])
+    desired = {"driver": {"branch": "595", "package_set": "compute"}, "steps": ["driver"]}
+    assert "nvidia-open" in data(resolve(full(RTX_3090, **driver), desired), "packages")["packages"]
+
+
+def test_a_metapackage_without_a_branch_goes_on_the_way_back_to_one_with_it(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["nvidia-open", "nvidia-driver-open", "libnvidia-compute", "nvidia-dkms-open"]
+    driver = driven("595.71.05", packages=[package(name, "595.71.05-1ubuntu1", "nvidia") for name in names])
+    desired = {"driver": {"branch": "580", "downgrade_allowed": True}, "steps": ["driver"]}
+    change = data(resolve(full(RTX_3090, system="ubuntu2404", **driver), desired), "packages")
+    assert "nvidia-open" in change["remove"]
+    assert "nvidia-open-580" in change["packages"]
