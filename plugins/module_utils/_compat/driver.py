@@ -86,7 +86,10 @@ def ceilings(host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -
         remedy = "Move that GPU to another host, or name it in nvidia_driver_gpus_exclude."
         found.append(Ceiling(what, "driver_branch", remedy, branch=oldest.last_branch))
     if wanted.driver.source == "distro" and host.distribution and host.distribution.native:
-        version = newest(row["version"] for row in host.distribution.native)
+        versions = [row["version"] for row in host.distribution.native]
+        if installed and installed.source == "distro" and installed.version:
+            versions.append(installed.version)  # the archive has moved on since the knowledge base was written
+        version = newest(versions)
         what = f"{version}, the newest in the archive of {host.distribution.name}"
         found.append(Ceiling(what, "driver_source", "Set nvidia_driver_source to nvidia.", version=version))
     return found

@@ -762,6 +762,12 @@ def test_a_desktop_set_stays_one_where_its_names_change_with_the_branch(
     assert "nvidia-open" in data(plan, "packages")["packages"]
 
 
+def test_an_archive_that_moved_on_since_the_knowledge_base_is_believed(full: Make, driven: Make) -> None:
+    desired = {"driver": {"source": "distro", "minimum": "550.190"}, "steps": ["driver"]}
+    assert resolve(full(RTX_3090, **driven("550.200.01", source="distro")), desired)["feasible"]
+    assert not resolve(full(RTX_3090, **driven("550.163.01", source="distro")), desired)["feasible"]
+
+
 def test_a_metapackage_moves_with_its_parts_though_the_other_set_is_asked_for(
     full: Make, driven: Make, package: Make
 ) -> None:
