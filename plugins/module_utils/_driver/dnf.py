@@ -224,7 +224,9 @@ class Dnf:
                     self.download(transaction, Path(folder))
                     self.install(transaction, Path(folder))
             except DriverError:
-                self._remember(added=before)
+                # A transaction that was killed may have brought some of them all the same.
+                there = {package.name for package in self._all_installed()}
+                self._remember(added=sorted({*before, *(name for name in missing if name in there)}))
                 raise
 
     def _why_unusable(self, answer: t.Mapping[str, t.Any], output: str) -> str:

@@ -331,6 +331,27 @@ def test_what_is_added_is_known_to_be_ours_also_when_the_run_is_killed_while_it_
     assert later.did("rpm", "-e") == [["rpm", "-e", "epel-release"]]
 
 
+def test_what_a_killed_transaction_has_brought_all_the_same_is_ours(root):
+    epel = Package("epel-release", "10-7", "noarch")
+
+    class Interrupted(Commands):
+        def __call__(self, argv, time_limit, environment=None, text=""):
+            done = super().__call__(argv, time_limit, environment, text)
+            if self.requests and self.requests[-1]["operation"] == "apply" and epel not in self.rpms:
+                self.rpms.append(epel)
+            return done
+
+    files = [{"name": "epel-release", "version": "10-7", "arch": "noarch", "path": str(put(root, "/x.rpm", "x"))}]
+    commands = Interrupted(
+        refresh=answer(streams=[]), download=answer(changes=[], files=files), apply=Done(-9, "Killed")
+    )
+    with pytest.raises(DriverError):
+        Dnf(commands, str(root)).refresh(replace(REQUEST, headers=("epel-release",)))
+    later = Commands([epel])
+    Dnf(later, str(root)).forget()
+    assert later.did("rpm", "-e") == [["rpm", "-e", "epel-release"]]
+
+
 def test_what_could_not_be_added_is_not_ours_when_the_user_adds_it_later(root):
     commands = Commands(refresh=answer(streams=[]), download=answer(error="missing", text="epel-release"))
     with pytest.raises(DriverError):
