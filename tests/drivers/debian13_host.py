@@ -95,7 +95,7 @@ class Archive:
 def archive() -> Iterator[Archive]:
     """Make the host, with the archive's newest kernel and its headers; take it away afterwards."""
     from gpufleet_sandbox import fleet, hosts, images, machine, podman
-    from gpufleet_sandbox.settings import Settings, container_name
+    from gpufleet_sandbox.settings import NETWORK, Settings, container_name
     from gpufleet_sandbox.shell import locked
 
     settings = Settings()
@@ -112,7 +112,7 @@ def archive() -> Iterator[Archive]:
         image = images.image(settings, "debian13", mirrors)
         if not images.have(image):
             images.make(image, mirrors)
-    podman.ensure_network(settings)
+    podman.ensure_network(NETWORK, str(settings.subnet))
     try:
         fleet.start_hosts(settings, [NAME], {"debian13": image.tag}, fresh=True)
         settings.inventory.write_text(hosts.inventory(settings, [NAME], real=False))

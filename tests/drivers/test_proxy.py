@@ -27,7 +27,7 @@ def test_driver_comes_through_a_proxy_with_its_own_authority(host: Host) -> None
     run = harness.play("provision_gpu.yml", [host.name])
     assert run[host.name].ready, run[host.name].message
     checks.serves(host, host.look(), "580", "open")
-    assert host.run("grep -rlsi ':3128' /etc/apt /etc/environment /run/gpufleet-apt /var/lib/gpufleet || true") == ""
+    assert host.run("grep -rlsi ':3128' /etc/apt /etc/environment /run/gpufleet-apt-* /var/lib/gpufleet || true") == ""
 
     again = harness.play("provision_gpu.yml", [host.name])[host.name]
     assert (again.planned, again.changed) == ([], False)

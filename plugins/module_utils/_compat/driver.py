@@ -46,7 +46,8 @@ SECURE_BOOT = (
 
 def ceilings(host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -> list[Ceiling]:
     """Say what bounds the driver from above."""
-    current = host.installed.version or str(host.installed.branch) if host.installed else None
+    installed = host.installed
+    current = (installed.version or (str(installed.branch) if installed.branch else None)) if installed else None
     if host.wsl:
         if current:
             # The numbers of a branch differ between Windows and Linux, the branches do not.
@@ -85,7 +86,10 @@ def ceilings(host: Host, gpus: t.Sequence[Gpu], wanted: Desired, notes: Notes) -
         remedy = "Move that GPU to another host, or name it in nvidia_driver_gpus_exclude."
         found.append(Ceiling(what, "driver_branch", remedy, branch=oldest.last_branch))
     if wanted.driver.source == "distro" and host.distribution and host.distribution.native:
-        version = newest(row["version"] for row in host.distribution.native)
+        versions = [row["version"] for row in host.distribution.native]
+        if installed and installed.source == "distro" and installed.version:
+            versions.append(installed.version)  # the archive has moved on since the knowledge base was written
+        version = newest(versions)
         what = f"{version}, the newest in the archive of {host.distribution.name}"
         found.append(Ceiling(what, "driver_source", "Set nvidia_driver_source to nvidia.", version=version))
     return found
@@ -114,6 +118,7 @@ def resolve_driver(
         _keep(driver, host.installed, host, wanted, knowledge, notes)
     else:
         _choose(driver, host, gpus, wanted, knowledge, notes)
+    _refuse_flavor(driver, wanted, knowledge, notes)
     driver.secure_boot = _secure_boot(host, driver)
     _say_needs(driver, gpus, needs, wanted, notes)
     branch = knowledge.branches.get(driver.branch or 0)
@@ -314,12 +319,6 @@ def _refuse_branch(gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge,
                 f"there is no driver branch {branch}; nearest are {listed(map(str, near))}",
                 f"Set nvidia_driver_branch to auto or to a branch that is supported: {supported}.",
             )
-    elif wanted.driver.flavor and wanted.driver.flavor not in knowledge.branches[branch].modules:
-        notes.refuse(
-            "driver_flavor",
-            f"branch {branch} has no {wanted.driver.flavor} kernel modules",
-            "Set nvidia_driver_flavor to auto, or nvidia_driver_branch to an older branch.",
-        )
     for gpu in gpus:
         if gpu.last_branch and branch > gpu.last_branch:
             notes.refuse(
@@ -328,6 +327,17 @@ def _refuse_branch(gpus: t.Sequence[Gpu], wanted: Desired, knowledge: Knowledge,
                 f"Set nvidia_driver_branch to auto or {gpu.last_branch}.",
                 gpu,
             )
+
+
+def _refuse_flavor(driver: Driver, wanted: Desired, knowledge: Knowledge, notes: Notes) -> None:
+    """A flavor that the chosen branch has no modules of; that a GPU needs it is refused with the GPU's name."""
+    branch = knowledge.branches.get(driver.branch or 0)
+    if branch and wanted.driver.flavor and wanted.driver.flavor not in branch.modules:
+        notes.refuse(
+            "driver_flavor",
+            f"branch {branch.branch} has no {wanted.driver.flavor} kernel modules",
+            "Set nvidia_driver_flavor to auto, or nvidia_driver_branch to an older branch.",
+        )
 
 
 def _fulfils(
@@ -440,7 +450,7 @@ def _source(driver: Driver, host: Host, gpus: t.Sequence[Gpu], wanted: Desired, 
     if host.installed and host.installed.source == "distro" and serves:
         notes.say(f"The driver that is there is from the archive of {host.os_name}, which has a suitable one, too.")
         return "distro"
-    fresh = host.installed is None
+    fresh = host.installed is None or host.installed.branch is None
     unsigned = host.os.get("secure_boot") and not host.machine_owner_key.get("enrolled")
     if fresh and unsigned and serves and signed_modules(host) is not None:
         notes.say(
@@ -477,7 +487,7 @@ def _archive_branch(
     enough = _archive_rows(driver, host, gpus, wanted)
     preferred = _preferred("distro", driver, host, gpus, wanted, knowledge)
     installed = (host.installed.branch if host.installed else None) or 0
-    enough.sort(key=lambda row: (row["branch"] != preferred, row["branch"] < installed))
+    enough.sort(key=lambda row: (row["branch"] < installed, row["branch"] != preferred))
     row = (asked or enough or rows)[0]
     if wanted.driver.branch and not asked:
         has = listed(str(other["branch"]) for other in rows)

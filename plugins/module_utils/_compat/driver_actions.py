@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.drive
     SOURCES_PATH,
     foreign_packages,
     kernel_metapackage,
+    set_row,
     transaction,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import (
@@ -122,6 +123,7 @@ class _DriverChange:
         self.staged = host.is_staged(driver.branch, driver.flavor, self.digest)
 
     def actions(self) -> list[Action]:
+        self._leave_what_nothing_compiles()
         if self.why_packages:
             self._refuse_held()
             self._warn()
@@ -146,9 +148,9 @@ class _DriverChange:
             return f"{listed(broken[:3])} {'are' if len(broken) > 1 else 'is'} not completely installed"
         if driver.kept:
             return self._why_kept_packages()
-        if host.installed is None:
+        if host.installed is None or host.installed.branch is None:  # helpers alone are no driver
             return "no driver is installed"
-        now = f"{host.installed.version or f'branch {host.installed.branch}'}"
+        now = host.installed.version or f"branch {host.installed.branch}"
         flavor = f" ({host.installed.flavor})" if host.installed.flavor else ""
         return f"driver {now}{flavor} is installed, {driver.branch} ({driver.flavor}) >= {driver.minimum} is planned"
 
@@ -166,12 +168,32 @@ class _DriverChange:
             return f"{listed(missing)} {are} missing since a change was interrupted"
         if self.wanted.driver.package_set:
             return f"{listed(missing)} of the {driver.package_set} set {are} missing"
+        if "userspace_version" in host.driver and host.driver["userspace_version"] is None:
+            return f"{listed(missing)} {are} missing, and so is libcuda"
         if driver.build == "prebuilt" and self.lacking:
             return f"kernel {listed(self.lacking)} has no signed module of the driver"
+        if self.lacking and not self._compiles():
+            return f"{listed(missing)} {are} missing, and nothing else compiles the module that kernel {listed(self.lacking)} lacks"
         modules = host.driver.get("modules_by_kernel") or {}
         if modules and not any(modules.values()):
             return f"{listed(missing)} {are} missing, and no kernel has a module"
         return None
+
+    def _compiles(self) -> bool:
+        """Whether a package that is installed compiles modules on this host."""
+        return any(package.compiles for package in self.host.packages if package.present)
+
+    def _leave_what_nothing_compiles(self) -> None:
+        """Modules of a driver that is kept and came by other means than packages are made by those means."""
+        known = isinstance(self.host.driver.get("packages"), list)
+        if not self.lacking or self.why_packages or not known or self._compiles() or self.driver.build == "prebuilt":
+            return
+        self.notes.wait(
+            "driver modules",
+            f"kernel {listed(self.lacking)} has no module of the driver, and no package here makes one",
+            "Make it by the means that brought the driver, or replace that driver with nvidia_driver_source: nvidia.",
+        )
+        self.lacking = []
 
     def _lacking_kernels(self) -> list[str]:
         """Kernels that can boot next without the module of the installed driver."""
@@ -216,16 +238,18 @@ class _DriverChange:
         self._refuse_excluded(touched)
 
     def _opposing_pins(self) -> list[t.Mapping[str, t.Any]]:
-        """Pins and locks of other people for another branch."""
-        found = []
+        """Pins and locks of other people that keep a part of the planned driver at another branch."""
+        row = set_row(self.driver, self.distribution, self.knowledge) or {}
+        names = {*self.install, *(name.format(branch=self.driver.branch) for name in row.get("names", ()))}
         own = self.host.own_holds()
+        found = []
         for pin in self.host.pins():
-            version, owner = upstream_version(str(pin.get("version") or "")), str(pin.get("from_package") or "")
-            ours = pin.get("file") == PREFERENCES_PATH or owner.startswith("nvidia-driver-pinning-")
-            if pin.get("priority") is None:  # a lock counts by the package that it names
-                ours = str(pin.get("packages")) in own or not fnmatch.filter(self.install, str(pin.get("packages")))
-            strong = pin.get("priority") is None or (pin.get("priority") or 0) >= 990
-            if version and not ours and strong and not version.startswith(f"{self.driver.branch}."):
+            packages, owner = str(pin.get("packages") or ""), str(pin.get("from_package") or "")
+            ours = pin.get("file") == PREFERENCES_PATH or owner.startswith("nvidia-driver-pinning-") or packages in own
+            strong = pin.get("priority") is None or (pin.get("priority") or 0) >= 990  # a lock has none
+            branch = re.match(r"(?:\d+:)?(\d{3})(?=[.*-]|$)", str(pin.get("version") or ""))
+            opposes = branch is not None and int(branch[1]) != self.driver.branch
+            if opposes and strong and not ours and _is_about(packages, names):
                 found.append(pin)
         return found
 
@@ -316,7 +340,7 @@ class _DriverChange:
 
     def _headers(self) -> Action | None:
         """Kernel headers, and what compiles modules."""
-        if self.driver.build == "prebuilt" or not (self.why_packages or self.lacking) or self.staged:
+        if self.driver.build == "prebuilt" or not (self.why_packages or self.lacking):
             return None
         packages, whys = [], []
         without = [
@@ -327,10 +351,10 @@ class _DriverChange:
         if without:
             whys.append(f"{listed(without)} {'have' if len(without) > 1 else 'has'} no headers")
             packages += self._header_packages(without)
-        elif not self.host.bootable_kernels():
+        elif not self.staged and not self.host.bootable_kernels():
             generic = self.distribution.headers.get(self.host.arch)
             packages += [generic] if generic else []
-        if not any(package.compiles for package in self.host.packages if package.present):
+        if not self.staged and not self._compiles():  # what was staged had dkms installed; kernels may have come since
             whys.append("dkms compiles the module on the host")
             packages = [*self._epel(), *packages, "dkms"]
         if not packages:
@@ -400,13 +424,9 @@ class _DriverChange:
         """What keeps the driver from being replaced now; nothing where nothing is to be replaced."""
         if not self.why_packages and not start:
             return self._console() if self.lacking else None
-        busy = self.host.processes("compute")
-        if busy and not self.wanted.driver.drains:
-            return _Wait(
-                "driver change",
-                f"the GPU is busy: {listed(busy)}",
-                "Wait until it is idle or stop what runs, then run again; the other steps need not wait.",
-            )
+        busy = _in_use(self.host, self.wanted)
+        if busy:
+            return _Wait("driver change", *busy)
         return self._console() or self._reboot(start)
 
     def _console(self) -> _Wait | None:
@@ -481,7 +501,8 @@ class _DriverChange:
     def _modules(self) -> Action | None:
         if not self.why_packages and not self.lacking:
             return None
-        why = f"{listed(self.lacking)} has no {self.driver.flavor} module of the installed driver"
+        have = "have" if len(self.lacking) > 1 else "has"
+        why = f"{listed(self.lacking)} {have} no {self.driver.flavor} module of the installed driver"
         if self.why_packages:
             why = "a package that installed is not yet a module that loads"
         data = {
@@ -529,8 +550,9 @@ class _DriverChange:
         if loose:
             word = "locked" if self.distribution.family == "redhat" else "held"
             return f"{_few(loose)} {'are' if len(loose) > 1 else 'is'} not {word}"
-        if pin["kind"] == "module_stream" and host.stream and host.stream != pin["packages"].partition(":")[2]:
-            return f"module stream {host.stream} is enabled, not {pin['packages'].partition(':')[2]}"
+        stream = pin["packages"].partition(":")[2] if pin["kind"] == "module_stream" and self.driver.repository else ""
+        if stream and host.stream and host.stream != stream:
+            return f"module stream {host.stream} is enabled, not {stream}"
         if self.distribution.family == "redhat":
             return None
         pinned = {
@@ -578,6 +600,9 @@ class _DriverChange:
     def _obstacle(self) -> str | None:
         """Why the loaded driver cannot be replaced without a reboot."""
         host = self.host
+        rows = host.os.get("kernels")
+        if rows and all(row.get("running") is False for row in rows):
+            return "the running kernel is not installed any more"
         if host.nouveau:
             return "nouveau drives a GPU"
         if host.os.get("graphical"):
@@ -591,7 +616,7 @@ class _DriverChange:
         state = self.host.driver.get("persistence")
         state = state if isinstance(state, dict) else {}
         loaded = starts or (bool(self.host.loaded_version) and not is_stale(self.host))
-        if not self.why_packages and state.get("enabled") and (state.get("active") or not loaded):
+        if not self.why_packages and (not state or (state.get("enabled") and (state.get("active") or not loaded))):
             return None
         if not self.why_packages and state.get("present") is False:
             self.notes.warn(
@@ -612,6 +637,34 @@ def _release(host: Host, held: t.Sequence[str]) -> str:
     rpm = host.distribution is not None and host.distribution.family == "redhat"
     command = "dnf versionlock delete" if rpm else "apt-mark unhold"
     return f"Release what was meant to be released ({command} {' '.join(held)}), then run again."
+
+
+def _in_use(host: Host, wanted: Desired) -> tuple[str, str] | None:
+    """Why no driver may be taken from under who computes with it, and what to do; None where nobody does or a drain command sees to it."""
+    if wanted.driver.drains:
+        return None
+    if host.loaded_version and host.driver.get("processes", ()) is None:
+        return (
+            "who uses the GPU could not be read",
+            "See the warnings for why, then run again; or let nvidia_driver_drain_command end what runs.",
+        )
+    busy = listed(host.processes("compute"))
+    remedy = "Wait until it is idle or stop what runs, then run again; the other steps need not wait."
+    return (f"the GPU is busy: {busy}", remedy) if busy else None
+
+
+def _is_about(packages: str, names: t.Collection[str]) -> bool:
+    """Whether a pin or lock is about one of these packages; it may name them, src:names, patterns or /expressions/ (apt_preferences(5))."""
+    for word in packages.split():
+        if word.startswith("src:"):
+            about = bool(re.search(r"nvidia-(?:graphics|driver|open|kernel|dkms)", word))
+        elif re.fullmatch(r"/.+/", word):
+            about = "nvidia" in word or "cuda1" in word
+        else:
+            about = bool(fnmatch.filter(names, word.partition(":")[0]))
+        if about:
+            return True
+    return False
 
 
 def _few(names: t.Sequence[str]) -> str:
@@ -650,15 +703,15 @@ def _remove_driver(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
     packages = [
         package.name
         for package in host.packages
-        if (package.present and (package.is_driver or package.is_pin)) and package.source != "unknown"
+        if package.present and package.is_driver and package.source != "unknown"
     ]
     paths = [path for path in DRIVER_PATHS if host.file(path) is not None]
     if not packages and not paths:
         return []
     if not paths and not host.journal:
         # Also what a removal has put back: a second one must not take it away.
-        version = host.installed.version if host.installed else packages[0]
-        notes.say(f"Driver {version} was not installed by this collection: it stays.")
+        version = host.installed.version if host.installed else None
+        notes.say(f"{f'Driver {version}' if version else packages[0]} was not installed by this collection: it stays.")
         return []
     if packages and (host.distribution is None or not host.distribution.installs):
         notes.refuse(
@@ -674,9 +727,9 @@ def _remove_driver(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
             f"{_few(held)} {'are' if len(held) > 1 else 'is'} held or locked by somebody else",
             _release(host, held),
         )
-    users = host.processes("compute")
-    if users and packages and not wanted.driver.drains:
-        notes.wait("driver removal", f"the GPU is busy: {listed(users)}", "Stop what runs, then run again.")
+    busy = _in_use(host, wanted) if packages else None
+    if busy:
+        notes.wait("driver removal", *busy)
         return []
     data = {"packages": packages, "paths": paths}
     why = f"it is installed ({listed(packages[:3] or paths[:3])}), and nvidia_driver_state is absent"

@@ -47,10 +47,8 @@ def add_packages(
     row = set_row(driver, distribution, knowledge)
     if row is None:
         return
-    kinds = ("desktop", "compute")
-    there = [kind for kind in kinds if any(_all_there(host, row[kind][flavor], driver.branch) for flavor in row[kind])]
     fresh = "desktop" if host.os.get("graphical") else "compute"
-    driver.package_set = wanted.driver.package_set or (there or [fresh])[0]
+    driver.package_set = wanted.driver.package_set or _installed_set(host, distribution, knowledge) or fresh
     names = row[driver.package_set][driver.flavor]
     if not names:
         notes.warn(f"Compute-only packages of {distribution.name} are not established; the desktop set is planned.")
@@ -124,8 +122,16 @@ def set_row(driver: Driver, distribution: Distribution, knowledge: Knowledge) ->
     return next((row for row in rows if row["until"] is None or (driver.branch or 0) <= row["until"]), None)
 
 
-def _all_there(host: Host, names: t.Sequence[str], branch: int | None) -> bool:
-    return bool(names) and all(host.has_package(name.format(branch=branch)) for name in names)
+def _installed_set(host: Host, distribution: Distribution, knowledge: Knowledge) -> str | None:
+    """Which package set is installed, from whichever source and branch."""
+    branch = host.installed.branch if host.installed else None
+    signed = distribution.signed_modules or {}
+    names = [name for name in (*distribution.sets, distribution.native_sets, signed.get("set")) if name]
+    for kind in ("desktop", "compute"):
+        sets = [packages for name in names for packages in knowledge.package_sets[name][kind].values() if packages]
+        if any(all(host.has_package(package.format(branch=branch)) for package in packages) for packages in sets):
+            return kind
+    return None
 
 
 # ---- what is replaced ---------------------------------------------------------------------------------------------------
@@ -189,11 +195,14 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
     remove = _other_flavor(driver, host, knowledge)
     install = list(driver.packages)
     foreign = {package.name for package in foreign_packages(driver, host)}
+    metapackages = {name.format(branch=driver.branch) for name in _metapackages(row)}
     for package in host.moving_packages():
         name = package.name
         if name in remove or name in install:
             continue
         successor = _successor(name, driver, host, known)
+        if successor is None and name in metapackages - foreign:
+            successor = name  # one that stayed behind would keep its parts at its own version
         if name in without_branch and f"{name}-{driver.branch}" in known:
             successor = f"{name}-{driver.branch}"
         if successor and driver.build == "prebuilt" and compiles_modules(successor):
@@ -209,12 +218,18 @@ def transaction(driver: Driver, host: Host, knowledge: Knowledge) -> tuple[list[
     return list(dict.fromkeys(install)), list(dict.fromkeys(remove))
 
 
+def _metapackages(row: Row | None) -> set[str]:
+    """The names that stand for a source's sets."""
+    return {name for kind in ("desktop", "compute") for names in (row or {}).get(kind, {}).values() for name in names}
+
+
 def _names_without_branch(driver: Driver, host: Host, knowledge: Knowledge) -> set[str]:
     """Names of a newer branch that have no branch in them, where those of the planned one do: on the way back nothing replaces them."""
     own = host.installed.branch if host.installed else None
     if driver.source != "nvidia" or host.distribution is None or own is None or own <= (driver.branch or 0):
         return set()
-    names = {name for row in host.distribution.sets for name in knowledge.package_sets[row]["names"]}
+    rows = [knowledge.package_sets[row] for row in host.distribution.sets]
+    names = {name for row in rows for name in (*row["names"], *_metapackages(row))}
     return {name for name in names if "{branch}" not in name} if any("{branch}" in name for name in names) else set()
 
 
@@ -420,6 +435,8 @@ def _archive_repository(
         for source in host.apt_sources()
         if "main" in (source.get("components") or ()) and (not codename or codename in (source.get("suites") or ()))
     ]
+    if not codename and main:
+        codename = str((main[0].get("suites") or [""])[0])
     found: dict[str, t.Any] = {"path": ARCHIVE_SOURCES_PATH, "key_path": None, "key_file": "", "suites": [codename]}
     if host.os_id == "ubuntu":  # drivers of a release come with its updates
         found["suites"] = sorted({str(suite) for source in main for suite in source.get("suites") or ()} | {codename})
@@ -434,7 +451,13 @@ def _archive_repository(
             "adopt": None,
         }
     if not main:
-        if host.apt_sources_known:
+        if "apt" in host.os and host.os["apt"] is None:
+            notes.refuse(
+                "driver_source",
+                f"which archive {host.os_name} uses could not be read",
+                "Mend what the warnings name of /etc/apt, or set nvidia_driver_source to nvidia.",
+            )
+        elif host.apt_sources_known:
             notes.refuse(
                 "driver_source",
                 f"no apt source of {host.os_name} was found that carries {codename or 'its release'} main",

@@ -164,7 +164,6 @@ def conform(value: t.Any, shape: t.Any) -> t.Any:
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _BROKEN_STATES = ("half-configured", "half-installed", "unpacked", "triggers-awaited", "triggers-pending")
-_PINNING = re.compile(r"nvidia-driver-pinning-")
 # What follows the kernel or a repository and not the driver: it stays free to move.
 _NOT_FROZEN = re.compile(
     r"cuda-keyring$|nvidia-driver-pinning-|cuda-compat|linux-(?:modules|objects|signatures)-nvidia"
@@ -225,10 +224,6 @@ class Package:
     @property
     def broken(self) -> bool:
         return self.state in _BROKEN_STATES
-
-    @property
-    def is_pin(self) -> bool:
-        return bool(_PINNING.match(self.name))
 
     @property
     def is_driver(self) -> bool:
@@ -301,7 +296,9 @@ class Host:
         if not version and not driver.get("branch") and not core:
             return None
         versions = [
-            upstream_version(package.version) for package in core if re.match(r"libcuda1$|nvidia-driver", package.name)
+            upstream_version(package.version)
+            for package in core
+            if re.match(r"libcuda1$|libnvidia-compute|nvidia-driver", package.name)
         ]
         version = version or (versions[0] if versions else None)
         branch = driver.get("branch") or (branch_of(version) if version else None)

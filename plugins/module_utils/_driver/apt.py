@@ -34,7 +34,7 @@ KEY = "/etc/apt/keyrings/gpufleet-nvidia.asc"
 PRIORITY = 1001
 """Above 1000, which NVIDIA's pinning packages use: it also permits going back to an older version."""
 
-_WORK = "/run/gpufleet-apt"
+_WORK = "/run/gpufleet-apt-"
 _CACHE = "/var/cache/apt/archives"
 _UPDATES = "/var/lib/dpkg/updates"
 _LISTS = "/var/lib/apt/lists"
@@ -102,14 +102,17 @@ class Apt:
         self._sleep = sleep
         self._clock = clock
         self._undo: dict[str, bytes | None] = {}
-        self._work = Path(root + _WORK)
+        # One for each process: a run whose controller is gone goes on, while the next one waits for it to end.
+        self._work = Path(f"{root}{_WORK}{os.getpid()}")
         self._begin()
         # At the latest when the module ends: nothing of this call stays, above all no password.
         weakref.finalize(self, shutil.rmtree, self._work, ignore_errors=True)
 
     def _begin(self) -> None:
-        """Make the folder that steers this call, without what a killed call left there."""
-        shutil.rmtree(self._work, ignore_errors=True)
+        """Make the folder that steers this call, and remove what killed calls left."""
+        for left in self._work.parent.glob(f"{Path(_WORK).name}*"):
+            if left == self._work or not Path("/proc", left.name.rpartition("-")[2]).exists():
+                shutil.rmtree(left, ignore_errors=True)
         self._work.mkdir(parents=True, mode=0o700)
         self._options: list[str] = []
         lines = []

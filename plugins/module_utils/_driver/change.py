@@ -23,6 +23,7 @@ import typing as t
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import boot as boot_files
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import kernels as kernel_files
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import packages as package_files
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import secure_boot as secure_boot_state
@@ -188,7 +189,11 @@ class Flow:
                     self._prove_modules(step)
             if "driver.nouveau" in self.actions:
                 self._block_nouveau()
+            elif "driver.packages" in self.actions:
+                self._renew_images()
             if {"driver.packages", "driver.freeze"} & set(self.actions):
+                if "driver.packages" not in self.actions and (self.request.pin or {}).get("kind") == "module_stream":
+                    self.manager.choose(self.request, lasting=True)
                 self._freeze()
                 self._keep_generation()
             if "driver.packages" in self.actions:
@@ -270,8 +275,8 @@ class Flow:
     def _install_headers(self) -> None:
         """Bring what modules are compiled with. Nobody uses it yet, so it is installed before the window."""
         with self._step("driver.headers", f"install {', '.join(self.request.headers)}") as step:
-            transaction = Transaction(self.request.headers)
             try:
+                transaction = Transaction(self._headers_of_kernels_here())
                 changes = self.manager.simulate(transaction)
             except DriverError as error:
                 raise DriverError(
@@ -294,6 +299,38 @@ class Flow:
                 self.manager.install(transaction, folder)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _headers_of_kernels_here(self) -> tuple[str, ...]:
+        """What is planned, without a metapackage that brings the headers of a kernel that neither is here nor comes with an upgrade.
+
+        DKMS would compile for that kernel, and a driver that is too old for it could not be installed for those that do boot.
+        """
+        named = tuple(name for name in self.request.headers if not re.match(r"linux-headers-\D", name))
+        following = tuple(name for name in self.request.headers if name not in named)
+        if not following or not any(name.startswith("linux-headers-") for name in named):
+            return self.request.headers
+        needed = {change.name for change in self.manager.simulate(Transaction(named))}
+        others = [
+            change.name
+            for change in self.manager.simulate(Transaction(self.request.headers))
+            if re.match(r"linux-headers-\d", change.name) and change.name not in needed
+        ]
+        images = {name.replace("headers", "image", 1) for name in following}
+        if not others or images <= self._upgradable(images):
+            return self.request.headers
+        self.result.warnings.append(
+            f"{' and '.join(following)} is left out: it brings {others[0]}, and that kernel is not installed, nor does"
+            f" {' and '.join(sorted(images))} bring it here. Install both where the kernel is to follow the archive."
+        )
+        return named
+
+    def _upgradable(self, names: t.Collection[str]) -> set[str]:
+        """Which of these packages are installed in a version older than the archive's."""
+        try:
+            changes = self.manager.simulate(Transaction(tuple(sorted(names))))
+        except DriverError:  # there is no such package
+            return set()
+        return {change.name for change in changes if change.before and change.after}
 
     def _stage_key(self) -> None:
         with self._step("driver.keys", "stage the key that signs modules") as step:
@@ -561,12 +598,26 @@ class Flow:
             rebuilt = initramfs.rebuild(self._host, self._run, self._kernels(), self.options.time_limit)
             step.what += f" (rebuilt {', '.join(rebuilt)})" if rebuilt else ""
 
+    def _renew_images(self) -> None:
+        """Rebuild the images that would, after this change, load nouveau or the driver that was there before."""
+        kernels = self._kernels()
+        with_nouveau = boot_files.nouveau_in_initramfs(self._host, kernels)
+        outdated = [
+            release
+            for release in kernels
+            if with_nouveau[release] or initramfs.holds_older_driver(self._host, self._run, release)
+        ]
+        if outdated:
+            with self._step("initramfs", f"rebuild the initial RAM file systems of {', '.join(outdated)}") as step:
+                step.changed = bool(initramfs.rebuild(self._host, self._run, outdated, self.options.time_limit))
+
     def _kernels(self) -> list[str]:
         """Kernels that can boot next: those of the plan, else the running one, the default and one to fall back to."""
         if self.request.kernels:
             return list(self.request.kernels)
         found = kernel_files.kernels(self._host)
-        next_ones = [kernel["release"] for kernel in found if kernel["running"] or kernel["default"]]
+        default = [kernel for kernel in found if kernel["default"]] or found[:1]
+        next_ones = [kernel["release"] for kernel in found if kernel["running"] or kernel in default]
         return next_ones + [kernel["release"] for kernel in found if kernel["release"] not in next_ones][:1]
 
     def _freeze(self) -> None:
@@ -653,6 +704,14 @@ class Flow:
         remedies = [failure.remedy for failure in failures] or [
             kernel_modules.WAYS_OUT if kernels else "Mend the cause, then run again."
         ]
+        here = {*self.request.kernels, *(kernel["release"] for kernel in kernel_files.kernels(self._host))}
+        absent = [release for release in kernels if release not in here]
+        if absent:
+            remedies = [
+                f"Kernel {' and '.join(absent)} is not installed, only its headers are, and DKMS compiles for them: remove them"
+                f" (apt-get purge {' '.join(f'linux-headers-{release}' for release in absent)}), then run again.",
+                *(remedies if len(absent) < len(kernels) else ()),
+            ]
         parts += [remedy for remedy in dict.fromkeys(remedies) if remedy not in text]
         raise DriverError(" ".join(parts), kernels=kernels) from error
 

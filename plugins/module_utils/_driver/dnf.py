@@ -224,7 +224,9 @@ class Dnf:
                     self.download(transaction, Path(folder))
                     self.install(transaction, Path(folder))
             except DriverError:
-                self._remember(added=before)
+                # A transaction that was killed may have brought some of them all the same.
+                there = {package.name for package in self._all_installed()}
+                self._remember(added=sorted({*before, *(name for name in missing if name in there)}))
                 raise
 
     def _why_unusable(self, answer: t.Mapping[str, t.Any], output: str) -> str:
@@ -259,15 +261,23 @@ class Dnf:
         if not stream:
             suffix = "open" if request.flavor == "open" else "dkms"
             stream = f"{request.branch}-{suffix}"
-        if not lasting or stream not in self._state().get("streams", []):
+        if not lasting:
             return False
         before = self._read(STREAM_PATH)
-        if before is not None and _stream_of(before) == stream:
+        if (before is not None and _stream_of(before) == stream) or stream not in self._offered():
             return False
         if "stream_before" not in self._state():
             self._remember(stream_before=before)
         self._write(STREAM_PATH, _STREAM.format(stream=stream))
         return True
+
+    def _offered(self) -> list[str]:
+        """The streams on offer; asked where no change of this host's driver has asked before."""
+        if "streams" not in self._state() and self._repositories():
+            answer, _output = self._ask("refresh", refresh=True, only_ours=True)
+            if "streams" in answer:
+                self._remember(streams=answer["streams"])
+        return list(self._state().get("streams", []))
 
     # Transactions
 
@@ -424,12 +434,9 @@ class Dnf:
         for path in (REPOSITORY_PATH, _key_path(self._read(REPOSITORY_PATH))):
             if path and self._remove(path):
                 removed.append(path)
-        for key in state.get("keys", []):
-            self._run(["rpm", "-e", key], _QUERY_LIMIT)
         unused = {LOCK_PLUGIN: not self._locks(), _EPEL: not self._uses_epel()}
-        for name in state.get("added", []):
-            if unused[name]:
-                self._run(["rpm", "-e", name], _QUERY_LIMIT)
+        for name in (*state.get("keys", []), *(name for name in state.get("added", []) if unused[name])):
+            self._take_away(name)
         if "stream_before" in state:
             self.write_configuration(
                 {STREAM_PATH: state["stream_before"]} if state["stream_before"] is not None else {}
@@ -438,6 +445,15 @@ class Dnf:
         if self._remove(STATE_PATH):
             removed.append(STATE_PATH)
         return removed
+
+    def _take_away(self, name: str) -> None:
+        """Remove what we added; what another package needs by now stays. Our notes go last, so that the next run comes back to it."""
+        done = self._run(["rpm", "-e", name], _QUERY_LIMIT)
+        if done.status and not re.search(r"is needed by|is not installed", done.output):
+            raise DriverError(
+                f"{name}, which came for the driver, could not be removed: {done.last_words}. The driver itself is gone."
+                " Mend what rpm says, then run again."
+            )
 
     def _uses_epel(self) -> bool:
         done = self._run(["rpm", "-qa", "--qf", "%{VENDOR}\\t%{NAME}\\n"], _QUERY_LIMIT)

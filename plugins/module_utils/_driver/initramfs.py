@@ -13,6 +13,7 @@ import os
 import re
 import typing as t
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import kernels
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 
 from .commands import NOT_THERE, Done, Run
@@ -23,6 +24,7 @@ _DRACUT = "/usr/bin/dracut"
 _FOLDERS = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d")
 _LIST_LIMIT = 120.0
 _NOUVEAU = re.compile(r"/nouveau\.ko(?:\.(?:xz|zst|gz))?$", re.MULTILINE)
+_NVIDIA = re.compile(r"/nvidia(?:-\w+)*\.ko(?:\.(?:xz|zst|gz))?$", re.MULTILINE)
 _SETTINGS = re.compile(r"(?:^|\s)((?:etc|usr/lib|lib|run)/modprobe\.d/\S+\.conf)$", re.MULTILINE)
 _BLOCKED = re.compile(r"^\s*(?:blacklist\s+nouveau|install\s+nouveau\s+/(?:usr/)?bin/(?:true|false))\s*$", re.MULTILINE)
 
@@ -91,13 +93,30 @@ def _blocked(host: Host) -> bool:
 
 def loads_nouveau(host: Host, run: Run, release: str) -> bool | None:
     """Whether a kernel's image holds nouveau and nothing that keeps it from being loaded; None where that cannot be told."""
+    listing = _listing(host, run, release)
+    return None if listing is None else _would_load(host, listing)
+
+
+def holds_older_driver(host: Host, run: Run, release: str) -> bool:
+    """Whether a kernel's image holds NVIDIA's modules and was made before the module that the kernel has on disk now."""
+    module, image = kernels.module_path(host, release), image_of(host, release)
+    if module is None or not host.exists(image):
+        return False
+    # The change time: a package's files keep the modification times of their maker.
+    if os.stat(host.at(image)).st_mtime_ns >= os.stat(host.at(module)).st_ctime_ns:
+        return False
+    return bool(_NVIDIA.search(_listing(host, run, release) or ""))
+
+
+def _listing(host: Host, run: Run, release: str) -> str | None:
+    """The files in a kernel's image; None where that cannot be told."""
     image = image_of(host, release)
     if not host.exists(image):
         return None
     for program in ("lsinitramfs", "lsinitrd"):
         done = run([program, host.root + image], _LIST_LIMIT)
         if done.status != NOT_THERE:
-            return None if done.status != 0 else _would_load(host, done.output)
+            return None if done.status != 0 else done.output
     return None
 
 

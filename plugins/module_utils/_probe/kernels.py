@@ -21,7 +21,7 @@ import threading
 import zlib
 from typing import Any, BinaryIO, Iterator
 
-from . import secure_boot
+from . import secure_boot, sysfs
 from .host import KIB, MIB, Host, Unreadable, reason
 
 _IMAGES = ("vmlinuz-", "Image-")  # arm64 on SUSE installs Image-*
@@ -62,7 +62,7 @@ def running_kernel(host: Host) -> str:
 
 
 def kernels(host: Host) -> list[dict[str, Any]]:
-    """Return the running kernel and those installed in /boot, the newest first."""
+    """Return the kernels that can boot, the newest first: those in /boot, and the running one where it comes from elsewhere."""
     running = running_kernel(host)
     installed = set()
     for name in host.names("/boot"):
@@ -70,6 +70,8 @@ def kernels(host: Host) -> list[dict[str, Any]]:
             if name.startswith(prefix) and "rescue" not in name and not name.endswith((".old", ".bak", ".hmac")):
                 installed.add(name[len(prefix) :])
     default = default_kernel(host, newest_first(installed))
+    if _from_elsewhere(host, running) if installed else sysfs.virtualization(host) != "container":
+        installed.add(running)
     return [
         {
             "release": release,
@@ -77,8 +79,15 @@ def kernels(host: Host) -> list[dict[str, Any]]:
             "default": None if default is None else release == default,
             "headers": host.exists(f"/lib/modules/{release}/build/Makefile"),
         }
-        for release in newest_first(installed | {running})
+        for release in newest_first(installed)
     ]
+
+
+def _from_elsewhere(host: Host, running: str) -> bool:
+    """Whether the running kernel, of which /boot has no image, is there all the same: the network or a hypervisor brings it, and its
+    modules and headers lie here. One that was removed leaves at most lists and modules of others; it does not boot again."""
+    folder = f"/lib/modules/{running}"
+    return host.is_dir(f"{folder}/kernel") and host.exists(f"{folder}/build/Makefile")
 
 
 def default_kernel(host: Host, installed: list[str]) -> str | None:

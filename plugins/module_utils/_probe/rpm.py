@@ -12,8 +12,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import os
 import re
+import shutil
 import struct
+import tempfile
 from collections import defaultdict
 from typing import Any, Callable, Iterator, Sequence
 
@@ -103,17 +106,26 @@ def _rows(host: Host, path: str, query: str, *values: Any) -> list[Any]:
     """Ask a SQLite database. It is read as it lies there: nothing is written, and nobody is kept from writing.
 
     What waits in its write-ahead log counts: dnf leaves the end of a transaction there, and the file itself may know of its beginning only.
+    Without the index of the log (-shm, which is gone after a crash) SQLite would have to write one beside it: then a copy is read.
     """
     import sqlite3  # pylint: disable=import-outside-toplevel  # 5 ms that only hosts with such a database have to spend
 
-    address = re.sub(r"[%?#]", lambda match: f"%{ord(match.group()):02x}", host.at(path))
+    file, how = host.at(path), "immutable=1"
     log = host.lstat(f"{path}-wal")
-    how = "mode=ro&readonly_shm=1" if log and log.st_size else "immutable=1"
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{address}?{how}", uri=True)) as database:
+    with contextlib.ExitStack() as stack:
+        try:
+            if log and log.st_size:
+                how = "mode=ro&readonly_shm=1"
+                if host.lstat(f"{path}-shm") is None:
+                    copy = f"{stack.enter_context(tempfile.TemporaryDirectory())}/{os.path.basename(path)}"
+                    for ending in ("", "-wal"):
+                        shutil.copyfile(file + ending, copy + ending)
+                    file, how = copy, "mode=rw"
+            address = re.sub(r"[%?#]", lambda match: f"%{ord(match.group()):02x}", file)
+            database = stack.enter_context(contextlib.closing(sqlite3.connect(f"file:{address}?{how}", uri=True)))
             return database.execute(query, values).fetchall()
-    except sqlite3.Error as error:
-        raise Unreadable(f"{path}: {error}") from None
+        except sqlite3.Error as error:
+            raise Unreadable(f"{path}: {error}") from None
 
 
 def rpm_lines(text: str) -> list[dict[str, str]]:

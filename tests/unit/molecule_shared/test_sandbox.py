@@ -22,7 +22,7 @@ SANDBOX = Path(__file__).resolve().parents[3] / "molecule/shared/sandbox"
 sys.path.insert(0, str(SANDBOX))
 
 from gpufleet_sandbox import catalogue, debs, hosts, rpms, torch_index, wheels  # noqa: E402
-from gpufleet_sandbox.machine import apt_sources, debian_mirrors  # noqa: E402
+from gpufleet_sandbox.machine import allow_inotify, apt_sources, debian_mirrors  # noqa: E402
 from gpufleet_sandbox.settings import SandboxError, Settings, load_yaml  # noqa: E402
 
 
@@ -393,3 +393,25 @@ def test_a_build_fails_where_the_version_is_known_to_fail_or_a_test_wants_it(tmp
     assert not build.fails("6.1")
     (tmp_path / "lib/6.1/SIMULATE_DKMS_FAILURE").write_text("580.* 595.*\n")
     assert build.fails("6.1")
+
+
+@pytest.mark.parametrize(("allowed", "new_hosts", "after"), [(1, 0, 1), (1, 2, 1024), (1 << 20, 2, 1 << 20)])
+def test_inotify_limit_is_raised_only_for_new_hosts_that_would_exceed_it(
+    tmp_path: Path, allowed: int, new_hosts: int, after: int
+) -> None:
+    limit = tmp_path / "max_user_instances"
+    limit.write_text(f"{allowed}\n")
+    allow_inotify(new_hosts, limit)
+    assert int(limit.read_text()) == after
+
+
+def test_inotify_limit_that_cannot_be_raised_is_said_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "max_user_instances"
+    limit.write_text("1\n")
+    monkeypatch.setattr(
+        Path, "write_text", lambda *_given: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(SandboxError, match=r"sysctl fs\.inotify\.max_user_instances=1024"):
+        allow_inotify(1, limit)

@@ -253,6 +253,15 @@ def test_host_that_came_into_use_since_the_plan_waits_and_names_who_computes(mac
     assert machine.loaded == "580.95.05"
 
 
+def test_host_whose_users_cannot_be_seen_any_more_waits(machine):
+    machine.driver["processes"] = None
+    said = machine.apply(UPGRADE)
+    assert machine.status == 0, said
+    assert machine.asked == ["driver_packages staged"]
+    assert "gpu_info could not see who uses the GPUs" in said
+    assert machine.loaded == "580.95.05"
+
+
 def test_drain_ends_what_computes_so_that_the_change_goes_on(machine):
     machine.driver["processes"] = [COMPUTES]
     machine.apply(UPGRADE, nvidia_driver_drain_command=["drain", "ws"])

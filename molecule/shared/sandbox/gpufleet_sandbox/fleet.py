@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from . import hosts, images, podman, tls, wsl
-from .machine import Mirrors, check_inotify, digest, install_requirements, this_machines_mirrors
+from .machine import Mirrors, allow_inotify, digest, install_requirements, this_machines_mirrors
 from .repository import build_repositories
 from .settings import INNER_NETWORK, LABEL, NETWORK, PROXY, SERVER, SandboxError, Settings, container_name
 from .shell import locked, run, say, step, write_if_changed
@@ -132,7 +132,7 @@ def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fres
     hosts.ensure_keys(settings, names)
     password = hosts.become_password(settings)
     boxes = podman.containers()
-    check_inotify(sum(boxes.get(container_name(name), {}).get("State") != "running" for name in names))
+    allow_inotify(sum(boxes.get(container_name(name), {}).get("State") != "running" for name in names))
     booting = []
     for name in names:
         persona = settings.personas[name]

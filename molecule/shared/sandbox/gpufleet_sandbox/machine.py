@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .settings import SandboxError
-from .shell import run, step
+from .shell import run, say, step
 
 # What has to be there for which program.
 PROGRAMS = {
@@ -151,19 +151,29 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()[:12]
 
 
-def check_inotify(new_hosts: int) -> None:
-    """Refuse to start more hosts than the kernel has inotify instances for: systemd and udev would not come up, without a word.
+INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 
-    A host with systemd holds about six. The limit is one for all of root's processes, those in containers too.
+
+def allow_inotify(new_hosts: int, limit: Path = INOTIFY_LIMIT) -> None:
+    """Let the kernel hand out the inotify instances that more hosts need: without, systemd and udev do not come up, and say nothing.
+
+    A host with systemd holds six, and about ten while somebody works on it. The limit is one for all of root's processes, those in
+    containers too; raising it costs nothing until instances are used, and lasts until the next boot.
     """
-    limit = Path("/proc/sys/fs/inotify/max_user_instances")
     used = sum(1 for name in glob.iglob("/proc/[0-9]*/fd/*") if _is_inotify(name))
-    needed = used + 6 * new_hosts
-    if needed > int(limit.read_text()):
+    needed = used + 12 * new_hosts
+    allowed = int(limit.read_text())
+    if not new_hosts or needed <= allowed:
+        return
+    wanted = max(1024, needed)
+    try:
+        limit.write_text(f"{wanted}\n")
+    except OSError as error:
         raise SandboxError(
-            f"{new_hosts} more hosts need {needed} inotify instances, and {limit} allows {limit.read_text().strip()}."
-            f" Remedy: end other fleets, or sysctl fs.inotify.max_user_instances={max(1024, needed)}."
-        )
+            f"{new_hosts} more hosts need {needed} inotify instances, {limit} allows {allowed} and cannot be changed"
+            f" ({error.strerror}). Remedy: end other fleets, or sysctl fs.inotify.max_user_instances={wanted}."
+        ) from error
+    say(f"raised fs.inotify.max_user_instances from {allowed} to {wanted}, until this machine boots again")
 
 
 def _is_inotify(descriptor: str) -> bool:

@@ -327,7 +327,6 @@ def test_a_kernel_without_module_is_checked_with_its_headers(converged: dict[str
             {"loaded_version": "570.86.16", "processes": [{"pid": 7, "command": "Xorg", "kind": "graphics"}]},
             "Xorg (7) holds the GPU",
         ),
-        ({"loaded_version": "570.86.16", "processes": None}, "who uses the GPU is not known"),
     ],
 )
 def test_what_cannot_be_replaced_live_waits_for_a_permitted_reboot(
@@ -343,6 +342,20 @@ def test_what_cannot_be_replaced_live_waits_for_a_permitted_reboot(
     allowed = resolve(observation, {"driver": {"reboot_allowed": True}})
     assert allowed["pending"] == []
     assert action(allowed, "driver.reboot")["disruptive"]
+
+
+def test_whom_nobody_could_see_is_not_rebooted_under_but_a_drain_ends_whatever_runs(full: Make, driven: Make) -> None:
+    observation = full(RTX_5070, **driven("570.211.01", processes=None))
+    desired = {"driver": {"branch": "595", "reboot_allowed": True}, "steps": ["driver"]}
+    plan = resolve(observation, desired)
+    assert waiting(plan) == ["driver change"]
+    assert plan["pending"][0]["why"] == "who uses the GPU could not be read"
+    assert not any(row["disruptive"] for row in plan["actions"])
+    plan = resolve(observation, {**desired, "driver": {**desired["driver"], "drains": True}})
+    assert "who uses the GPU is not known" in action(plan, "driver.reboot")["why"]
+    removal = {"driver": {"state": "absent"}, "steps": ["driver"]}
+    observation["driver"]["journal"] = {"holds": []}
+    assert (ids(resolve(observation, removal)), waiting(resolve(observation, removal))) == ([], ["driver removal"])
 
 
 def test_a_desktop_is_rebooted_not_switched_under_its_user(full: Make) -> None:

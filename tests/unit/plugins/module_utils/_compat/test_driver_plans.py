@@ -571,3 +571,218 @@ def test_a_proof_alone_does_not_pass_on_the_gpus_that_are_left(full: Make, drive
     observation = full(RTX_3090, **driven("580.105.08", journal=journal))
     assert "gpu_missing" in [row["code"] for row in resolve(observation, {"steps": ["proof"]})["refusals"]]
     assert resolve(observation, {"steps": ["runtime"]})["feasible"]
+
+
+# ---- what is there is less than it seems --------------------------------------------------------------------------------
+
+
+def test_a_helper_alone_is_no_driver(full: Make, package: Make) -> None:
+    observation = full(RTX_3090, packages=[package("nvidia-prime", "0.8.17", "distro")])
+    plan = resolve(observation, {"steps": ["driver"]})
+    assert {action["why"] for action in plan["actions"] if action["id"] == "driver.packages"} == {
+        "no driver is installed"
+    }
+    key = {"path": "/var/lib/dkms/mok.pub", "enrolled": False, "pending": False}
+    ubuntu = secure(full(RTX_3090, system="ubuntu2404", packages=observation["driver"]["packages"]), key)
+    assert resolve(ubuntu, {"steps": ["driver"]})["driver"]["source"] == "distro", "Ubuntu's modules are signed"
+
+
+def test_a_container_of_which_nothing_but_a_helper_is_known_says_so_without_a_version(
+    full: Make, package: Make
+) -> None:
+    observation = full(RTX_3090, packages=[package("nvidia-prime", "0.8.17", "distro")])
+    observation["os"].update(virtualization="container", kernels=[])
+    plan = resolve(observation)
+    assert "None" not in " ".join(row["reason"] for row in plan["refusals"])
+
+
+def test_a_driver_without_its_library_is_completed(full: Make, driven: Make, package: Make) -> None:
+    left = [package("nvidia-dkms-580-open", "580.105.08-1ubuntu1", "nvidia")]
+    observation = full(RTX_3090, system="ubuntu2404", **driven("580.105.08", packages=left, userspace_version=None))
+    plan = resolve(observation, {"steps": ["driver"]})
+    assert "so is libcuda" in next(row["why"] for row in plan["actions"] if row["id"] == "driver.packages")
+    assert "libnvidia-compute-580" in data(plan, "packages")["packages"]
+
+
+def test_modules_that_nothing_compiles_any_more_bring_back_what_compiles_them(
+    full: Make, driven: Make, carry_out: Make
+) -> None:
+    observation = full(RTX_3090, **driven("580.105.08"))
+    driver = observation["driver"]
+    driver["packages"] = [one for one in driver["packages"] if "dkms" not in one["name"]]
+    driver["modules_by_kernel"][observation["os"]["kernels"][0]["release"]] = None
+    plan = resolve(observation, {"steps": ["driver"]})
+    assert "nvidia-kernel-open-dkms" in data(plan, "packages")["packages"]
+    assert resolve(carry_out(observation, plan, "580.105.08"), {"steps": ["driver"]})["actions"] == []
+
+
+def test_a_kernel_that_lacks_the_module_of_a_driver_without_packages_is_left_to_whoever_brought_it(
+    full: Make, driven: Make
+) -> None:
+    observation = full(RTX_3090, **driven("580.105.08", source=None, packages=[]))
+    observation["driver"]["modules_by_kernel"][observation["os"]["kernels"][0]["release"]] = None
+    plan = resolve(observation, {"steps": ["driver"]})
+    assert not {"headers", "modules"} & set(ids(plan))
+    (pending,) = plan["pending"]
+    assert pending["what"] == "driver modules"
+    assert "nvidia_driver_source: nvidia" in pending["remedy"]
+    assert {"stage", "packages"} <= set(
+        ids(resolve(observation, {"driver": {"source": "nvidia"}, "steps": ["driver"]}))
+    )
+
+
+def test_a_daemon_of_which_nothing_is_known_is_no_action_on_every_run(full: Make, carry_out: Make) -> None:
+    seen = carry_out(full(RTX_3090), resolve(full(RTX_3090), {"steps": ["driver"]}))
+    seen["driver"]["persistence"] = None
+    assert resolve(seen, {"steps": ["driver"]})["actions"] == []
+
+
+def test_an_archive_whose_description_could_not_be_read_is_not_described_by_an_empty_one(full: Make) -> None:
+    observation = full(RTX_3090)
+    observation["os"]["apt"] = None
+    (refusal,) = resolve(observation, {"driver": {"source": "distro"}, "steps": ["driver"]})["refusals"]
+    assert refusal["code"] == "driver_source"
+
+
+def test_a_release_whose_codename_is_not_known_is_the_one_that_apt_uses(full: Make) -> None:
+    observation = full(RTX_3090)
+    observation["os"]["codename"] = None
+    desired = {"driver": {"source": "distro"}, "steps": ["driver"]}
+    assert "repository" not in ids(resolve(observation, desired)), "apt has all components"
+    observation["os"]["apt"]["sources"][0]["components"] = ["main"]
+    described = data(resolve(observation, desired), "repository")
+    assert "Suites: trixie\n" in described["content"]
+
+
+def test_ubuntus_library_tells_the_version_where_the_file_does_not(full: Make, carry_out: Make) -> None:
+    desired = {"driver": {**KEY, "source": "nvidia"}, "steps": ["driver"]}
+    observation = full(RTX_3090, system="ubuntu2404")
+    seen = carry_out(observation, resolve(observation, desired))
+    seen["driver"]["userspace_version"] = None
+    plan = resolve(seen, desired)
+    assert not {"modules", "load"} & set(ids(plan))
+
+
+def test_a_kernel_that_came_after_the_change_was_staged_gets_its_headers(
+    full: Make, driven: Make, carry_out: Make
+) -> None:
+    busy = {"pid": 1, "command": "python3", "kind": "compute"}
+    observation = full(RTX_3090, **driven("570.211.01", processes=[busy]))
+    desired = {"driver": {"branch": "595"}, "steps": ["driver"]}
+    seen = carry_out(observation, resolve(observation, desired))
+    new = "6.13.1+deb13-amd64"
+    seen["os"]["kernels"].insert(0, {"release": new, "running": False, "default": True, "headers": False})
+    seen["driver"]["modules_by_kernel"][new] = None
+    plan = resolve(seen, desired)
+    assert ids(plan) == ["headers"]
+    assert data(plan, "headers")["packages"] == [f"linux-headers-{new}", "linux-headers-amd64"]
+    assert resolve(carry_out(seen, plan), desired)["actions"] == []
+
+
+def test_a_driver_is_not_loaded_into_a_kernel_that_was_removed(full: Make) -> None:
+    observation = full(RTX_3090)
+    observation["os"]["kernels"] = observation["os"]["kernels"][1:]
+    plan = resolve(observation, {"driver": {"reboot_allowed": True}, "steps": ["driver"]})
+    assert "load" not in ids(plan)
+    assert [row["why"] for row in plan["actions"] if row["id"] == "driver.reboot"] == [
+        "no NVIDIA driver is loaded, and cannot be replaced live: the running kernel is not installed any more"
+    ]
+
+
+# ---- what others wrote --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("packages", "version", "stops"),
+    [
+        ("nvidia-container-toolkit*", "1.17.*", False),
+        ("cuda-toolkit-12-8", "12.8*", False),
+        ("nvidia-settings-legacy", "340.108*", False),
+        ("nvidia-driver-*", "580*", False),
+        ("libcuda1", "3:580*", False),
+        ("nvidia-*", "*580*", False),
+        ("libcuda1", "570*", True),
+        ("libcuda1:amd64 libnvidia-ml1", "570.211.01-1", True),
+        ("nvidia-*", "570.*", True),
+        ("src:nvidia-graphics-drivers", "570.*", True),
+        ("src:nvidia-container-toolkit", "570.*", False),
+        ("/^nvidia-/", "570.*", True),
+    ],
+)
+def test_only_a_pin_that_keeps_the_driver_at_another_branch_is_in_the_way(
+    full: Make, packages: str, version: str, stops: bool
+) -> None:
+    pin = {"file": "/etc/apt/preferences.d/site", "packages": packages, "version": version, "pin": f"version {version}",
+           "priority": 1001, "from_package": None}  # fmt: skip
+    plan = resolve(full(RTX_3090, pins=[pin]), {"steps": ["driver"]})
+    assert [row["code"] for row in plan["refusals"]] == (["driver_held"] if stops else [])
+
+
+def test_a_removal_leaves_the_pinning_package_that_somebody_else_installed(
+    full: Make, carry_out: Make, package: Make
+) -> None:
+    seen = carry_out(full(RTX_3090), resolve(full(RTX_3090), {"steps": ["driver"]}))
+    seen["driver"]["packages"].append(package("nvidia-driver-pinning-580", "580-1", "nvidia"))
+    plan = resolve(seen, {"driver": {"state": "absent"}, "steps": ["driver"]})
+    assert "nvidia-driver-pinning-580" not in data(plan, "remove")["packages"]
+    seen = carry_out(seen, plan)
+    assert resolve(seen, {"driver": {"state": "absent"}, "steps": ["driver"]})["actions"] == []
+
+
+# ---- which branch -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("installed", "flavor"), [("620.05", "proprietary"), ("620.05", "auto")])
+def test_a_branch_without_modules_of_the_flavor_is_refused_whoever_chose_it(
+    full: Make, driven: Make, installed: str, flavor: str
+) -> None:
+    plan = resolve(full(RTX_3090, **driven(installed)), {"driver": {"flavor": flavor}, "steps": ["driver"]})
+    assert [row["code"] for row in plan["refusals"]] == (["driver_flavor"] if flavor == "proprietary" else [])
+
+
+def test_an_archives_newer_branch_stays_where_an_older_one_is_preferred(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["libnvidia-compute-595", "nvidia-dkms-595", "nvidia-utils-595"]
+    packages = [package(name, "595.71.05-0ubuntu1", "distro") for name in names]
+    driver = driven("595.71.05", "proprietary", "distro", packages=packages)
+    desired = {"driver": {"branch_preferred": "580", "flavor": "open"}, "steps": ["driver"]}
+    plan = resolve(full(RTX_3090, system="ubuntu2404", **driver), desired)
+    assert plan["feasible"], plan["refusals"]
+    assert (plan["driver"]["branch"], plan["driver"]["flavor"]) == (595, "open")
+
+
+def test_a_desktop_set_stays_one_where_its_names_change_with_the_branch(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["nvidia-open-580", "nvidia-driver-580-open", "libnvidia-compute-580", "nvidia-dkms-580-open"]
+    driver = driven("580.105.08", packages=[package(name, "580.105.08-1ubuntu1", "nvidia") for name in names])
+    plan = resolve(full(RTX_3090, system="ubuntu2404", **driver), {"driver": {"branch": "595"}, "steps": ["driver"]})
+    assert plan["driver"]["package_set"] == "desktop"
+    assert "nvidia-open" in data(plan, "packages")["packages"]
+
+
+def test_an_archive_that_moved_on_since_the_knowledge_base_is_believed(full: Make, driven: Make) -> None:
+    desired = {"driver": {"source": "distro", "minimum": "550.190"}, "steps": ["driver"]}
+    assert resolve(full(RTX_3090, **driven("550.200.01", source="distro")), desired)["feasible"]
+    assert not resolve(full(RTX_3090, **driven("550.163.01", source="distro")), desired)["feasible"]
+
+
+def test_a_metapackage_moves_with_its_parts_though_the_other_set_is_asked_for(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["nvidia-open", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1"]
+    driver = driven("580.105.08", packages=[package(name, "580.105.08-1", "nvidia") for name in names])
+    desired = {"driver": {"branch": "595", "package_set": "compute"}, "steps": ["driver"]}
+    assert "nvidia-open" in data(resolve(full(RTX_3090, **driver), desired), "packages")["packages"]
+
+
+def test_a_metapackage_without_a_branch_goes_on_the_way_back_to_one_with_it(
+    full: Make, driven: Make, package: Make
+) -> None:
+    names = ["nvidia-open", "nvidia-driver-open", "libnvidia-compute", "nvidia-dkms-open"]
+    driver = driven("595.71.05", packages=[package(name, "595.71.05-1ubuntu1", "nvidia") for name in names])
+    desired = {"driver": {"branch": "580", "downgrade_allowed": True}, "steps": ["driver"]}
+    change = data(resolve(full(RTX_3090, system="ubuntu2404", **driver), desired), "packages")
+    assert "nvidia-open" in change["remove"]
+    assert "nvidia-open-580" in change["packages"]

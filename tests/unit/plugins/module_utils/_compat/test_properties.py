@@ -224,6 +224,75 @@ def test_an_observation_with_holes_and_oddities_never_breaks_the_planner(
     json.dumps(resolve(observation))
 
 
+KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nx\n-----END PGP PUBLIC KEY BLOCK-----"
+BRANCHES = [{}, *({"branch": branch} for branch in ("550", "580", "595", "620")), {"branch_preferred": "595"}]
+WISHES = st.fixed_dictionaries(
+    {"source": st.sampled_from(["auto", "nvidia", "distro"]), "which": st.sampled_from(BRANCHES)},
+    optional={
+        "flavor": st.sampled_from(["auto", "open", "proprietary"]),
+        "package_set": st.sampled_from(["auto", "compute", "desktop"]),
+        "downgrade_allowed": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    system=st.sampled_from(["debian12", "debian13", "ubuntu2204", "ubuntu2404", "rocky9", "alma10"]),
+    device=st.sampled_from(["2204", "2f04", "1b80"]),
+    wishes=st.lists(WISHES, min_size=1, max_size=5),
+    graphical=st.booleans(),
+    running=st.booleans(),
+)
+def test_any_life_across_sources_branches_and_flavors_ends_whole_after_every_step(
+    full: Make, carry_out: Make, system: str, device: str, wishes: list[dict[str, Any]], graphical: bool, running: bool
+) -> None:
+    seen = full(device, system=system)
+    seen["os"]["graphical"] = graphical
+    seen["os"]["kernels"][0]["running"] = running  # else it was removed while it ran
+    for number, wish in enumerate(map(dict, wishes)):
+        driver = {"repository_key": KEY, "reboot_allowed": True, "minimum": "535"}
+        driver.update(wish.pop("which"), **wish)
+        desired = {"driver": driver, "steps": ["driver"]}
+        plan = resolve(seen, desired)
+        check(plan)
+        if not plan["feasible"]:
+            continue
+        changes = {action["id"]: action["data"] for action in plan["actions"]}
+        if "driver.packages" not in changes:
+            assert not changes, "kept, and yet something is to be done"
+            continue
+        assert not set(changes["driver.packages"]["packages"]) & set(changes["driver.packages"]["remove"])
+        version = f"{plan['driver']['branch']}.{100 + number}.05"
+        seen = carry_out(seen, plan, version)
+        again = resolve(seen, desired)
+        assert (again["actions"], again["pending"], again["refusals"]) == ([], [], [])
+        parts = [one for one in seen["driver"]["packages"] if not one["name"].startswith("linux-modules-nvidia")]
+        assert {version in one["version"] for one in parts} == {True}, parts
+        assert {one["source"] for one in seen["driver"]["packages"]} == {plan["driver"]["source"]}
+        releases = [kernel["release"] for kernel in seen["os"]["kernels"]]
+        found = {release: seen["driver"]["modules_by_kernel"][release] for release in releases}
+        assert {(one["version"], one["flavor"]) for one in found.values()} == {(version, plan["driver"]["flavor"])}
+
+
+@pytest.mark.parametrize(("system", "source"), [("debian13", "distro"), ("ubuntu2404", "nvidia"), ("rocky9", "nvidia")])
+def test_not_knowing_something_is_no_reason_to_take_a_good_driver_away(
+    full: Make, carry_out: Make, system: str, source: str
+) -> None:
+    desired = {"driver": {"repository_key": KEY, "source": source, "reboot_allowed": True}, "steps": ["driver"]}
+    observation = full("2204", system=system)
+    seen = carry_out(observation, resolve(observation, desired))
+    holes = [(part, key) for part in ("os", "driver") for key in seen[part] if key not in ("source", "loaded_version")]
+    for (part, key), gone in itertools.product(holes, (True, False)):
+        partial = copy.deepcopy(seen)
+        partial[part][key] = None
+        if gone:
+            del partial[part][key]
+        plan = resolve(partial, desired)
+        check(plan)
+        assert {action["id"] for action in plan["actions"]} <= {"driver.repository"}, (part, key, gone)
+
+
 def test_a_plan_takes_about_a_millisecond(full: Make, carry_out: Make) -> None:
     observation = full("2f04", "2204")
     seen = carry_out(observation, resolve(observation))

@@ -225,6 +225,18 @@ def test_a_proxy_is_in_a_file_for_root_only_and_gone_afterwards(run, tmp_path):
     assert not os.path.exists(path)
 
 
+def test_a_run_that_waits_leaves_the_folder_of_the_one_that_works_alone_and_removes_those_of_killed_ones(run, tmp_path):
+    working = tmp_path / f"run/gpufleet-apt-{os.getppid()}"
+    killed = tmp_path / "run/gpufleet-apt-999999999"
+    for folder in (working, killed):
+        folder.mkdir(parents=True)
+    manager = Apt(run, root=str(tmp_path))
+    assert working.exists()
+    assert not killed.exists()
+    del manager
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [working.name]
+
+
 def test_a_proxy_that_apt_would_misread_is_refused(run, tmp_path):
     with pytest.raises(DriverError, match="gpufleet_proxy holds a quote"):
         Apt(run, {"http": 'http://a";DPkg::Pre-Invoke {"x'}, root=str(tmp_path))

@@ -229,6 +229,10 @@ def plan(version="580.*", **data):
     }
 
 
+def plan_actions() -> set[str]:
+    return {action["id"] for action in plan()["actions"]}
+
+
 @pytest.fixture
 def flow(manager, tmp_path):
     """Makes a call of the module."""
@@ -457,6 +461,34 @@ def test_a_generation_that_does_not_exist_names_those_that_do(manager, flow):
         flow({}).generation(7)
 
 
+@pytest.mark.parametrize("with_nouveau", [True, False])
+@pytest.mark.parametrize("older", [True, False])
+def test_after_a_change_images_are_renewed_that_would_load_something_else(
+    manager, flow, modules, monkeypatch, with_nouveau, older
+):
+    monkeypatch.setattr(change.boot_files, "nouveau_in_initramfs", lambda _h, _r: {K1: with_nouveau, K2: None})
+    monkeypatch.setattr(change.initramfs, "holds_older_driver", lambda _h, _r, release: older and release == K2)
+    aim(manager, "580.105.08")
+    run(flow(), "staged")
+    result = run(flow(plan(**{"driver.nouveau": None})), "installed")
+    assert modules.rebuilt == [K1] * with_nouveau + [K2] * older
+    assert ("initramfs" in ids(result)) is (with_nouveau or older)
+
+
+def test_a_stream_that_drifted_is_chosen_again_where_only_that_is_to_be_kept(manager, flow):
+    aim(manager, "580.105.08")
+    run(flow(), "staged")
+    run(flow(), "installed")
+    manager.calls.clear()
+    only = plan(**dict.fromkeys(plan_actions() - {"driver.freeze"}))
+    run(flow(only), "installed")
+    assert "choose for good" not in manager.calls
+    run(flow({**only, "pin": {"kind": "module_stream", "packages": "nvidia-driver:580-open"}}), "installed")
+    assert manager.calls.index("choose for good") < manager.calls.index(
+        "freeze", manager.calls.index("choose for good")
+    )
+
+
 def test_old_generations_go_but_not_the_one_that_was_there_before_us(manager, flow, tmp_path):
     serve(manager, "550.163.01")
     for version in ("570.1.1", "580.105.08", "595.71.05", "615.71.09"):
@@ -579,6 +611,48 @@ def test_headers_that_drag_the_driver_along_or_do_not_exist_are_refused(manager,
         run(flow(wanted), "staged")
 
 
+HEADERS = {"driver.headers": {"packages": [f"linux-headers-{K2}", "linux-headers-amd64"]}}
+
+
+@pytest.mark.parametrize(
+    ("metapackage", "installed"),
+    [
+        (None, False),
+        (("linux-image-amd64", None, "6.12.107-1"), False),
+        (("linux-image-amd64", "6.12.94-1", "6.12.107-1"), True),
+    ],
+)
+def test_headers_of_a_kernel_that_does_not_come_here_are_left_out(manager, flow, monkeypatch, metapackage, installed):
+    parts = {
+        f"linux-headers-{K2}": [f"linux-headers-{K2}", "linux-headers-6.12.94+deb13-common"],
+        "linux-headers-amd64": ["linux-headers-amd64", f"linux-headers-{K1}"],
+    }
+    asked = []
+
+    def simulate(transaction):
+        if "linux-image-amd64" in transaction.install:
+            if metapackage is None:
+                raise DriverError("Unable to locate package linux-image-amd64.")
+            return [Change(*metapackage)]
+        asked.append(transaction.install)
+        return [Change(name, None, "1") for word in transaction.install for name in parts.get(word, ())]
+
+    monkeypatch.setattr(manager, "simulate", simulate)
+    result = run(flow(plan(**HEADERS, **dict.fromkeys(("driver.stage", "driver.repository")))), "staged")
+    names = HEADERS["driver.headers"]["packages"]
+    assert list(asked[-1]) == (names if installed else names[:1])
+    assert bool(result.warnings) is not installed
+    if not installed:
+        assert f"it brings linux-headers-{K1}, and that kernel is not installed" in result.warnings[0]
+
+
+def test_headers_that_follow_the_kernels_that_are_here_are_installed(manager, flow):
+    manager.target = dict.fromkeys([*HEADERS["driver.headers"]["packages"]], "6.12.94-1")
+    result = run(flow(plan(**HEADERS, **dict.fromkeys(("driver.stage", "driver.repository")))), "staged")
+    assert "linux-headers-amd64" in manager.packages
+    assert result.warnings == []
+
+
 def test_only_one_call_changes_a_host(manager, flow, tmp_path):
     path = tmp_path / "run/gpufleet-driver.lock"
     path.parent.mkdir()
@@ -637,6 +711,21 @@ def test_on_a_fresh_host_the_packages_of_the_attempt_are_removed_with_all_that_c
     assert manager.packages == {}
     assert manager.pin is None
     assert not (tmp_path / "var/lib/gpufleet/driver.json").exists()
+
+
+def test_a_build_for_a_kernel_of_which_only_headers_are_here_names_them(manager, flow, modules, monkeypatch):
+    gone = "6.12.200+deb13-amd64"
+    monkeypatch.setattr(
+        kernel_modules, "left_behind", lambda _root="": [Failure(gone, "nvidia 580.105.08", "it does not compile")]
+    )
+    aim(manager, "580.105.08")
+    run(flow(), "staged")
+    output = f"Error! Bad return status for module build on kernel: {gone} (x86_64)\n"
+    manager.fail["install"] = DriverError("Installing the packages failed: Error!", output=output)
+    with pytest.raises(DriverError) as caught:
+        flow().installed()
+    assert f"Kernel {gone} is not installed, only its headers are" in str(caught.value)
+    assert f"apt-get purge linux-headers-{gone}" in str(caught.value)
 
 
 def test_another_branch_than_planned_is_never_called_done(manager, flow, monkeypatch):

@@ -331,6 +331,27 @@ def test_what_is_added_is_known_to_be_ours_also_when_the_run_is_killed_while_it_
     assert later.did("rpm", "-e") == [["rpm", "-e", "epel-release"]]
 
 
+def test_what_a_killed_transaction_has_brought_all_the_same_is_ours(root):
+    epel = Package("epel-release", "10-7", "noarch")
+
+    class Interrupted(Commands):
+        def __call__(self, argv, time_limit, environment=None, text=""):
+            done = super().__call__(argv, time_limit, environment, text)
+            if self.requests and self.requests[-1]["operation"] == "apply" and epel not in self.rpms:
+                self.rpms.append(epel)
+            return done
+
+    files = [{"name": "epel-release", "version": "10-7", "arch": "noarch", "path": str(put(root, "/x.rpm", "x"))}]
+    commands = Interrupted(
+        refresh=answer(streams=[]), download=answer(changes=[], files=files), apply=Done(-9, "Killed")
+    )
+    with pytest.raises(DriverError):
+        Dnf(commands, str(root)).refresh(replace(REQUEST, headers=("epel-release",)))
+    later = Commands([epel])
+    Dnf(later, str(root)).forget()
+    assert later.did("rpm", "-e") == [["rpm", "-e", "epel-release"]]
+
+
 def test_what_could_not_be_added_is_not_ours_when_the_user_adds_it_later(root):
     commands = Commands(refresh=answer(streams=[]), download=answer(error="missing", text="epel-release"))
     with pytest.raises(DriverError):
@@ -373,6 +394,18 @@ def test_the_stream_is_switched_whichever_was_enabled_and_given_back(root):
     assert not manager.choose(REQUEST, lasting=True)
     assert dnf.STREAM_PATH in manager.forget()
     assert stream.read_text() == former
+
+
+def test_a_driver_that_is_only_frozen_gets_its_stream_though_nothing_was_read_anew(root):
+    stream = put(root, dnf.STREAM_PATH, dnf._STREAM.format(stream="open-dkms"))
+    commands = Commands(refresh=answer(error="repository", text="Curl error (7)"))
+    assert not Dnf(commands, str(root)).choose(REQUEST, lasting=True)
+    assert "stream=open-dkms\n" in stream.read_text()
+    commands.sessions["refresh"] = Done(0, recorded("refresh"))
+    assert Dnf(commands, str(root)).choose(REQUEST, lasting=True), "a failure is not taken for an answer"
+    assert "stream=580-open\n" in stream.read_text()
+    assert not Dnf(commands, str(root)).choose(REQUEST, lasting=True)
+    assert len(commands.requests) == 2
 
 
 def test_a_repository_without_streams_gets_none(root):
@@ -587,6 +620,29 @@ def test_forget_leaves_nothing_of_ours(root):
     assert ["rpm", "-e", "gpg-pubkey-5df40d24-6b037abb"] in commands.calls
     assert not list((root / "etc/yum.repos.d").iterdir())
     assert Dnf(commands, str(root)).forget() == []
+
+
+def test_what_could_not_be_removed_is_still_known_to_be_ours(root):
+    commands = Commands(refresh=answer(streams=[]))
+    manager = Dnf(commands, str(root))
+    manager.describe_repository(REQUEST)
+    manager.refresh(REQUEST)
+    commands.failing["rpm -e"] = "error: can't create transaction lock on /var/lib/rpm/.rpm.lock (Permission denied)"
+    with pytest.raises(DriverError, match=r"gpg-pubkey-5df40d24-6b037abb, which came for the driver.*transaction lock"):
+        manager.forget()
+    assert json.loads((root / dnf.STATE_PATH.lstrip("/")).read_text())["keys"] == ["gpg-pubkey-5df40d24-6b037abb"]
+    del commands.failing["rpm -e"]
+    assert dnf.STATE_PATH in Dnf(commands, str(root)).forget()
+
+
+@pytest.mark.parametrize(
+    "said", ["epel-release is needed by (installed) remi-release-9.5-1.noarch", "package epel-release is not installed"]
+)
+def test_what_others_need_by_now_or_took_away_does_not_stop_a_removal(root, said):
+    put(root, dnf.STATE_PATH, json.dumps({"added": ["epel-release"]}))
+    commands = Commands()
+    commands.failing["rpm -e"] = f"error: Failed dependencies:\n\t{said}\n"
+    assert Dnf(commands, str(root)).forget() == [dnf.STATE_PATH]
 
 
 def test_a_key_that_was_there_before_us_stays(root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,32 @@ def test_a_kernel_that_has_no_image_after_a_failure_must_not_be_booted(debian):
 def test_a_host_without_a_program_for_it_needs_no_image(tmp_path):
     programs = Programs()
     assert initramfs.rebuild(Host(root=str(tmp_path)), programs, [K], 600) == []
+    assert programs.asked == []
+
+
+@pytest.mark.parametrize(
+    ("content", "older", "holds"),
+    [
+        (f"usr/lib/modules/{K}/updates/dkms/nvidia.ko.xz\n", True, True),
+        (f"usr/lib/modules/{K}/updates/dkms/nvidia-current-open.ko\n", True, True),
+        (f"usr/lib/modules/{K}/updates/dkms/nvidia.ko.xz\n", False, False),
+        (NOUVEAU + "usr/lib/firmware/nvidia/gsp.bin\n", True, False),
+    ],
+)
+def test_an_image_with_modules_older_than_those_on_disk_is_found(debian, content, older, holds):
+    root = Path(debian.root)
+    module = root / f"lib/modules/{K}/updates/dkms/nvidia.ko.xz"
+    module.parent.mkdir(parents=True)
+    module.write_text("new")
+    then = module.stat().st_ctime_ns + (-1 if older else 1) * 10**9
+    os.utime(root / f"boot/initrd.img-{K}", ns=(then, then))
+    assert initramfs.holds_older_driver(debian, Programs(listing=Done(0, content)), K) is holds
+
+
+def test_a_kernel_without_module_or_image_has_no_older_driver_in_its_image(debian):
+    programs = Programs()
+    assert not initramfs.holds_older_driver(debian, programs, K)
+    assert not initramfs.holds_older_driver(debian, programs, "6.1")
     assert programs.asked == []
 
 

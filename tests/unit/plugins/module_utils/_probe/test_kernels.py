@@ -35,10 +35,40 @@ def test_kernels_of_a_debian_machine(debian):
     ]
 
 
-def test_a_container_has_the_running_kernel_only(tree):
+def test_a_machine_without_kernels_of_its_own_has_the_running_kernel_only(tree):
     assert kernels.kernels(tree.file("/proc/sys/kernel/osrelease", "6.18.1\n").host()) == [
         {"release": "6.18.1", "running": True, "default": None, "headers": False}
     ]
+
+
+def test_a_container_boots_no_kernel(tree):
+    assert kernels.kernels(tree.file("/proc/sys/kernel/osrelease", "6.18.1\n").file("/.dockerenv").host()) == []
+    tree.file("/boot/vmlinuz-6.18.1")  # a system container, or a host that is played by one
+    assert [kernel["release"] for kernel in kernels.kernels(tree.host())] == ["6.18.1"]
+
+
+def test_a_running_kernel_that_was_removed_does_not_boot_again_though_its_folder_is_left(debian):
+    gone = "6.1.0-32-amd64"
+    debian.file("/proc/sys/kernel/osrelease", f"{gone}\n").file(f"/lib/modules/{gone}/modules.dep")
+    debian.file(f"/usr/src/linux-headers-{gone}/Makefile")
+    debian.link(f"/lib/modules/{gone}/build", f"/usr/src/linux-headers-{gone}")
+    assert kernels.kernels(debian.host()) == [
+        {"release": "6.1.0-31-amd64", "running": False, "default": True, "headers": True}
+    ]
+
+
+def test_headers_of_a_kernel_that_is_not_installed_make_it_none(debian):
+    debian.file("/usr/src/linux-headers-6.1.0-32-amd64/Makefile")
+    debian.link("/lib/modules/6.1.0-32-amd64/build", "/usr/src/linux-headers-6.1.0-32-amd64")
+    assert [kernel["release"] for kernel in kernels.kernels(debian.host())] == ["6.1.0-31-amd64"]
+
+
+def test_a_kernel_that_a_hypervisor_brings_counts_where_it_can_be_served(debian):
+    running = "6.18.1-host"
+    debian.file("/proc/sys/kernel/osrelease", f"{running}\n").folder(f"/lib/modules/{running}/kernel")
+    assert [kernel["release"] for kernel in kernels.kernels(debian.host())] == ["6.1.0-31-amd64"]
+    debian.file(f"/lib/modules/{running}/build/Makefile")
+    assert [kernel["release"] for kernel in kernels.kernels(debian.host())] == [running, "6.1.0-31-amd64"]
 
 
 def test_rescue_images_are_no_kernels(debian):

@@ -333,6 +333,21 @@ def test_the_end_of_a_transaction_counts_while_it_waits_in_the_write_ahead_log(t
         assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()} == before
 
 
+def test_the_end_of_a_transaction_is_found_also_where_a_crash_took_the_index_of_the_log(tree):
+    folder = _history(tree, 0).path("/var/lib/dnf")
+    with contextlib.closing(sqlite3.connect(folder / "history.sqlite")) as dnf:
+        dnf.executescript(
+            "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; UPDATE trans SET state = 1 WHERE id = 7;"
+        )
+        kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("history.sqlite", "history.sqlite-wal"):
+        tree.file(f"/var/lib/dnf/{name}", kept[name])
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()}
+    assert sorted(before) == ["history.sqlite", "history.sqlite-wal"]
+    assert rpm.unfinished(tree.host()) is None
+    assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("content", [b"garbage " * 1000, b"SQLite format 3\0" + bytes(200)])
 def test_a_damaged_history_hides_no_packages(tree, content):
     unknown = []
