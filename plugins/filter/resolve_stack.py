@@ -209,6 +209,26 @@ options:
         elements: str
         choices: [driver, torch, runtime, proof]
         default: [driver, torch, runtime, proof]
+      knowledge:
+        description:
+          - Rows beside those of the knowledge base, for what is newer than it; in an inventory the variable C(gpufleet_knowledge).
+          - Every row names its source, which the plan repeats. A bad row is an error that names its place.
+        type: dict
+        suboptions:
+          torch:
+            description:
+              - Releases of torch by version. Each has C(source), C(python) (the first and the last version that it supports), C(indexes)
+                and, where they are known, C(torchvision) and C(torchaudio).
+              - C(indexes) holds for each CUDA tag the compute capabilities that the build has code for, by architecture (C(x86_64),
+                C(aarch64)), and C(driver), the oldest one that will do, where the CUDA version is not known either.
+            type: dict
+            default: {}
+          gpus:
+            description:
+              - GPUs by PCI device id, in quotes. Each has C(source), C(name), C(compute_capability) and, where they are known,
+                C(first_driver) and C(modules) (V(open), V(proprietary) or V(both)).
+            type: dict
+            default: {}
 author:
   - The gpufleet.workstation maintainers (@gpufleet)
 seealso:
@@ -236,6 +256,28 @@ EXAMPLES = r"""
         - pci_device_id: "2f04"
     wanted:
       torch: {version: 2.6.0+cu124}
+
+- name: Plan with a release and a GPU that are newer than the knowledge base
+  ansible.builtin.debug:
+    msg: "{{ host | gpufleet.workstation.resolve_stack({'torch': {'version': '2.16.0'}, 'knowledge': gpufleet_knowledge}) }}"
+  vars:
+    host:
+      os: {id: debian, version_id: "13", arch: x86_64}
+      gpus:
+        - pci_device_id: "3a04"
+    gpufleet_knowledge:
+      torch:
+        "2.16.0":
+          source: https://github.com/pytorch/pytorch/blob/main/RELEASE.md, read 2026-12-20
+          python: ["3.11", "3.15"]
+          torchvision: "0.30.0"
+          indexes:
+            cu132: {x86_64: 7.5 8.0 8.6 9.0 10.0 12.0, aarch64: 8.0 9.0 10.0 11.0 12.0}
+      gpus:
+        "3a04":
+          source: lspci and nvidia-smi on host lab-07, 2026-12-20
+          name: GeForce RTX 6070
+          compute_capability: "12.0"
 """
 
 RETURN = r"""

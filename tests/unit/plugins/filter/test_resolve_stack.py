@@ -94,7 +94,10 @@ def test_the_plan_has_the_documented_keys() -> None:
 
 
 def test_the_examples_say_what_the_filter_answers() -> None:
-    first, second = yaml.safe_load(plugin.EXAMPLES)
+    first, second, third = yaml.safe_load(plugin.EXAMPLES)
     assert resolve_stack(first["vars"]["host"])["feasible"]
     (refusal,) = resolve_stack(second["vars"]["host"], second["vars"]["wanted"])["refusals"]
     assert "2.7.0+cu128" in refusal["remedy"]
+    wanted = {"torch": {"version": "2.16.0"}, "knowledge": third["vars"]["gpufleet_knowledge"]}
+    newer = resolve_stack(third["vars"]["host"], wanted)
+    assert (newer["torch"]["build"], newer["gpus"][0]["runs_on"]) == ("2.16.0+cu132", "sm_120")
