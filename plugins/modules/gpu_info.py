@@ -58,9 +58,9 @@ options:
   integrity:
     description:
       - How the current release of every environment is compared with what was stamped. V(sizes) looks at every path, size and link, which
-        takes about a tenth of a second for an environment with torch.
-      - V(hashes) also reads every file and compares its SHA-256, with every processor of the host, which takes about a second for each GB
-        that the page cache holds and as long as the disk needs for the rest.
+        takes 0.1 to 0.3 s for an environment with torch (25000 to 60000 files).
+      - V(hashes) also reads every file and compares its SHA-256, with every processor of the host. That costs 1 to 2 s of
+        processor time for each GB, and as long as the disk needs for what the page cache does not hold.
     type: str
     choices: [sizes, hashes]
     default: sizes
