@@ -67,22 +67,25 @@ def bases() -> dict[str, str]:
     return {}
 
 
-def registry() -> str:
-    """Where the user's overlays are known. Root looks for them there, in the home that passwd names, before it removes a release."""
+def registry() -> str | None:
+    """Where the user's overlays are known. Root looks for them there, in the home that passwd names, before it removes a release.
+
+    None for root, who has none and looks at none: it would run what users can write; and for a user without an account.
+    """
+    if os.geteuid() == 0:
+        return None
     try:
-        home = pwd.getpwuid(os.getuid()).pw_dir
+        return os.path.join(pwd.getpwuid(os.getuid()).pw_dir, ".local", "share", "gpufleet", "envs")
     except KeyError:
-        raise Problem(f"uid {os.getuid()} has no account, and so no home to keep overlays in") from None
-    return os.path.join(home, ".local", "share", "gpufleet", "envs")
+        return None
 
 
 def overlay(name: str) -> Overlay | None:
-    """The overlay of this name, if the user has one. Root has none and looks at none: it would run what users can write."""
-    if os.geteuid() == 0:
+    """The overlay of this name, if the user has one."""
+    place = registry()
+    if place is None or not os.path.lexists(os.path.join(place, name)):
         return None
-    link = os.path.join(registry(), name)
-    if not os.path.lexists(link):
-        return None
+    link = os.path.join(place, name)
     path = os.path.realpath(link)
     settings = _settings(path)
     return Overlay(name, link, path, settings.get(_BASE, ""), settings.get(_RELEASE, ""))
@@ -90,12 +93,9 @@ def overlay(name: str) -> Overlay | None:
 
 def overlays() -> list[Overlay]:
     """All overlays of the user."""
-    if os.geteuid() == 0:
-        return []
-    try:
-        names = sorted(os.listdir(registry()))
-    except FileNotFoundError:
-        return []
+    place, names = registry(), []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = sorted(os.listdir(place)) if place else []
     return [found for found in map(overlay, filter(_NAME.match, names)) if found]
 
 
@@ -206,8 +206,11 @@ def new(options: argparse.Namespace) -> None:
     release = managed.get(base)
     if release is None:
         raise Problem(f"no environment '{base}' that you can use; there is: {', '.join(managed) or 'none'}", _NOT_FOUND)
-    path = _place(name, options.path)
-    link = os.path.join(registry(), name)
+    place = registry()
+    if place is None:
+        raise Problem(f"uid {os.getuid()} has no account, and so no home in which root could see that {base} is in use")
+    path = _place(name, options.path, place)
+    link = os.path.join(place, name)
     try:
         os.makedirs(os.path.dirname(link), exist_ok=True)
         if path != os.path.realpath(link):
@@ -234,12 +237,11 @@ def _refuse_root(what: str) -> None:
         )
 
 
-def _place(name: str, path: str | None) -> str:
+def _place(name: str, path: str | None, usual: str) -> str:
     """Where a new overlay will lie."""
     if path is None:
         data = os.environ.get("XDG_DATA_HOME") or ""
-        home = os.path.dirname(registry())
-        path = os.path.join(data, "gpufleet", "envs", name) if os.path.isabs(data) else os.path.join(home, "envs", name)
+        path = os.path.join(data, "gpufleet", "envs", name) if os.path.isabs(data) else os.path.join(usual, name)
     path = os.path.realpath(path)
     if _UNFIT_IN_PATHS.search(path):
         raise Problem(

@@ -43,7 +43,7 @@ class Person:
         return subprocess.run(
             [str(word) for word in command],
             user=account.pw_uid, group=account.pw_gid, extra_groups=[], cwd=self.home, env=environment,
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
     def gpu_env(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -207,6 +207,16 @@ SHELLS = {
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_a_managed_environment_is_activated_as_the_release_that_serves(bench: Bench, ann: Person, shell: str) -> None:
+    if not os.access(shell, os.X_OK):
+        pytest.skip(f"needs {shell}")
+    script = f"source {bench.home}/bin/activate{{0}}; command -v python; deactivate; command -v python"
+    done = ann.run(shell, "-c", script.format(".fish" if shell.endswith("fish") else ""))
+    assert done.stdout.split()[0] == f"{serving(bench)}/bin/python"
+    assert len(done.stdout.split()) == (2 if shutil.which("python", path="/usr/bin:/bin") else 1)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_an_overlay_is_activated_and_left_again(ann: Person, shell: str) -> None:
     if not os.access(shell, os.X_OK):
         pytest.skip(f"needs {shell}")
@@ -219,6 +229,19 @@ def test_an_overlay_is_activated_and_left_again(ann: Person, shell: str) -> None
 def test_the_base_is_as_it_was(ann: Person) -> None:
     result = ann.bench.operation(torch="2.9.0+cu128", companions={}, requirements=["launch", "numpy"]).present()
     assert (result["changed"], result["what"].split()[0]) == (False, "keep")
+
+
+def test_a_user_without_account_and_home_can_use_the_base_and_hears_why_not_more(bench: Bench) -> None:
+    command = str(bench.directory / "bin" / "gpu-env")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command, *arguments], user=54321, group=54321, extra_groups=[], capture_output=True, text=True, check=False
+        )
+
+    assert run("list").stdout.startswith("base\t")
+    assert run("run", "base", "python", "-c", "import torch; print(torch.__version__)").stdout == "2.9.0+cu128\n"
+    assert "uid 54321 has no account" in run("new", "mine", "--from", "base").stderr
 
 
 def test_list_names_what_there_is_and_where(ann: Person, bob: Person) -> None:

@@ -92,7 +92,7 @@ def test_strange_things_in_a_registry_neither_hold_nor_mislead(place: Path) -> N
     good = overlay(place, "good", release)
     begin = time.monotonic()
     assert seen(place) == {release: [str(good)]}
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
 
 
 def test_a_name_cannot_play_with_the_terminal_of_whoever_reads_it(place: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_home_that_hangs_cannot_be_said_and_is_named_in_time(place: Path, monk
     said: list[str] = []
     begin = time.monotonic()
     assert overlays.pinned(str(place / "envs"), said.append, time_limit=0.5) is None
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     assert f"{place}/home of nobody: no answer within 0.5 s" in said[0]
 
 
