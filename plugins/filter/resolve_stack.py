@@ -159,6 +159,14 @@ options:
             description: The group that may read it; V(root) means everybody.
             type: str
             default: root
+          smoke:
+            description: As O(desired.smoke), which it replaces.
+            type: list
+            elements: str
+          switch_after:
+            description: As O(desired.switch_after), which it replaces.
+            type: str
+            choices: [static, quick]
       root:
         description: The directory of the environments.
         type: path
@@ -171,6 +179,21 @@ options:
         description: How many releases of an environment are kept.
         type: int
         default: 2
+      smoke:
+        description: A program and its arguments that have to succeed in a release before that one may serve.
+        type: list
+        elements: str
+        default: []
+      switch_after:
+        description: The level of proof that a release has to pass before it may serve. Where it cannot be made, the switch is pending.
+        type: str
+        choices: [static, quick]
+        default: static
+      integrity:
+        description: How gpu_info and venv_release compare releases with what was stamped.
+        type: str
+        choices: [sizes, hashes]
+        default: sizes
       runtime:
         description: Environment variables.
         type: dict
