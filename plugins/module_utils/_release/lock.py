@@ -17,6 +17,8 @@ import typing as t
 SCHEMA = 1
 FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 """Projects of the torch index, beside everything named nvidia-*."""
+OUTSIDE = ("nvidia-ml-py",)
+"""Projects that are named like torch's libraries and that no build of torch needs: their publisher puts them on PyPI."""
 
 _HEAD = f"# Lock {SCHEMA} of gpufleet.workstation. Made by playbooks/lock.yml; keep it under version control.\n"
 _INPUTS = "# for: "
@@ -71,7 +73,7 @@ class Lock:
 def in_family(name: str) -> bool:
     """Whether a project has to come from the torch index."""
     normal = re.sub(r"[-_.]+", "-", name).lower()
-    return normal in FAMILY or normal.startswith("nvidia-")
+    return normal in FAMILY or (normal.startswith("nvidia-") and normal not in OUTSIDE)
 
 
 def inputs(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

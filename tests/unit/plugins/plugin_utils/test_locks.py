@@ -289,3 +289,11 @@ def test_the_difference_names_what_comes_goes_and_changes() -> None:
         return lock.Lock(json.loads("{}"), tuple(rows))
 
     assert lock.difference(of(a="1", b="1", c="1"), of(b="1", c="2", d="1")) == ["- a 1", "~ c 1 -> 2", "+ d 1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("torch", True), ("Pytorch_Triton", True), ("nvidia-cudnn-cu12", True), ("nvidia_ml_py", False), ("numpy", False)],
+)
+def test_which_projects_have_to_come_from_the_torch_index(name: str, expected: bool) -> None:
+    assert lock.in_family(name) is expected
