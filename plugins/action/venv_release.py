@@ -8,11 +8,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
 MODULE = "gpufleet.workstation.venv_release"
+_GOES_ON = "The build goes on there. Run again: that follows it, or finds it done."
+
+display = Display()
+
+
+def describe(progress: dict[str, Any]) -> str:
+    """How far a build is, in a line."""
+    parts = [f"{progress['step']} ({progress['seconds']} s since the beginning)"]
+    if progress["bytes_done"] is not None:
+        parts.append(f"{_megabytes(progress['bytes_done'])} of about {_megabytes(progress['bytes_total'])} MB")
+    if progress["rate"] is not None:
+        parts.append(f"{_megabytes(progress['rate'])} MB/s")
+    return f"building {progress['release']}: {', '.join(parts)}"
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.0f}" if number >= 1e7 else f"{number / 1e6:.1f}"
 
 
 class ActionModule(ActionBase):
@@ -25,7 +43,7 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        answer = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        answer = self._follow(arguments, task_vars)
         if answer.get("uv_needed"):
             local = self._wheel(arguments, task_vars)
             directory = self._connection._shell.tmpdir or self._make_tmp_path()
@@ -33,8 +51,25 @@ class ActionModule(ActionBase):
             self._transfer_file(str(local), remote)
             self._fixup_perms2((directory, remote))
             arguments["uv_archive"] = remote
-            answer = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+            answer = self._follow(arguments, task_vars)
         return {**result, **answer}
+
+    def _follow(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Execute the module, again while it says that a build goes on, and show how far that is."""
+        host = task_vars.get("inventory_hostname", "this host")
+        answer = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        warnings = list(answer.get("warnings") or [])
+        while answer.get("running"):
+            display.display(f"{host}: {arguments.get('name')}: {describe(answer['progress'])}")
+            try:
+                following = {**arguments, "follow": answer["follow"]}
+                answer = self._execute_module(module_name=MODULE, module_args=following, task_vars=task_vars)
+            except AnsibleConnectionFailure as error:
+                raise AnsibleConnectionFailure(f"{str(error).rstrip('. ')}. {_GOES_ON}") from error
+            if answer.get("unreachable"):
+                answer["msg"] = f"{str(answer.get('msg')).rstrip('. ')}. {_GOES_ON}"
+            warnings += answer.get("warnings") or []
+        return {**answer, "warnings": warnings} if warnings else answer
 
     def _wheel(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Path:
         """The pinned wheel for the host's architecture, on the controller."""

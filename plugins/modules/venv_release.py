@@ -18,6 +18,9 @@ description:
   - O(smoke) and O(switch_after) gate the switch. A release that is stamped and does not pass them stays I(staged). What served serves
     on, and the next execution goes on from there without building.
   - Whatever fails or is killed on the way, the release that served before serves on, and what was left is removed by the next run.
+  - What has to be built is built by a process of its own on the host, as a systemd unit C(gpufleet-build-NAME-PID) where there is systemd.
+    A lost connection or a controller that ends does not stop it. The next run for the same O(spec) follows it and says so. While it
+    runs, the action plugin shows its step, the bytes so far and the rate.
   - Packages are installed as wheels only, by uv, as the system account C(gpufleet). No code of an environment ever runs as root.
   - The first release after an empty cache shares its files with uv's cache, as hard links that belong to root. Later releases get
     copies, so that no two releases share a file; that costs their size again. A cache older than a week is dropped before a build.
@@ -177,6 +180,16 @@ options:
       - Path of the command that runs programs in the environments below O(root). Empty means that none is written.
     type: path
     default: /usr/local/bin/gpu-env
+  follow_seconds:
+    description:
+      - Seconds after which an execution that follows a build comes back with RV(progress), for the action plugin to show it and go on.
+    type: float
+    default: 10.0
+  follow:
+    description:
+      - What an execution before this one returned as RV(follow). Left to the action plugin.
+    type: str
+    default: ""
   uv_archive:
     description:
       - Path, on the host, of the uv wheel that the collection pins. Usually left to the action plugin, which hands it over when the
@@ -291,6 +304,40 @@ pending:
     remedy:
       description: What to do about it.
       type: str
+running:
+  description: The build goes on; the task executes the module again until it ends.
+  returned: while a build runs; never as a task's result
+  type: bool
+follow:
+  description: Which build, and who follows it.
+  returned: while a build runs; never as a task's result
+  type: str
+progress:
+  description: What the build does.
+  returned: while a build runs; never as a task's result
+  type: dict
+  contains:
+    release:
+      description: The release that is being built.
+      type: str
+    step:
+      description: The step that it is at.
+      type: str
+    seconds:
+      description: How long it has been building, in seconds.
+      type: int
+    bytes_done:
+      description: Bytes that have come so far, unpacked; null in steps that bring none.
+      type: int
+    bytes_total:
+      description: Bytes that a release of this torch had, or usually has.
+      type: int
+    bytes_total_from:
+      description: How RV(progress.bytes_total) is known.
+      type: str
+    rate:
+      description: Bytes per second, unpacked, within O(follow_seconds); null where RV(progress.bytes_done) is.
+      type: int
 removed:
   description: Releases that were removed.
   returned: success
@@ -311,18 +358,17 @@ remedy:
 """
 
 import os
-import platform
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._proof import runner
-from ..module_utils._release import overlays, tool
-from ..module_utils._release.build import build_account, remove_build_account
+from ..module_utils._release import build, jobs, store, worker
 from ..module_utils._release.model import BadInput, Layout, ReleaseError, Request, check_name, check_root
-from ..module_utils._release.release import Host, Operation
+from ..module_utils._release.release import Operation
 
 _PROXY_VARIABLES = {
     "http": "http_proxy",
@@ -370,6 +416,8 @@ def main() -> None:
         "lock_timeout": {"type": "int", "default": 300},
         "disk_required": {"type": "int", "default": 0},
         "launcher": {"type": "path", "default": "/usr/local/bin/gpu-env"},
+        "follow_seconds": {"type": "float", "default": 10.0},
+        "follow": {"type": "str", "default": ""},
         "uv_archive": {"type": "path"},
         "uv_wheel": {"type": "path", "default": ""},
     }
@@ -388,14 +436,74 @@ def main() -> None:
         if os.geteuid() != 0:
             raise BadInput("become", "environments are built and owned by root", "Set become: true for this task.")
         request = _request(module.params)
-        operation = Operation(request, _host(request.layout, module.params["uv_archive"]), module.check_mode)
-        result = getattr(operation, module.params["state"])()
+        building = module.params["state"] == "present" and not module.check_mode
+        begin = time.monotonic()
+        while True:
+            host = worker.real_host(request.layout, module.params["uv_archive"], hand_over=partial(_hand_over, request))
+            operation = Operation(request, host, module.check_mode)
+            job = jobs.find(request.layout)
+            if job is not None and building and _is_ours(job, request, module.params["follow"]):
+                operation.before = store.read_state(request.layout)
+                _follow(module, job, adopted=not module.params["follow"])
+            if job is not None and job.running and module.params["state"] == "absent":
+                raise ReleaseError("look for users", f"the environment is in use by {job.who()}", _END_IT)
+            if job is not None and building and not job.running:
+                with suppress(ReleaseError), store.locked(request.layout, 0):
+                    if jobs.find(request.layout) == job:  # nobody fetched its result: the disk tells what came of it
+                        jobs.clear(request.layout)
+            result = getattr(operation, module.params["state"])()
+            if "job" not in result:
+                break
+            if result["job"] is not None:
+                _follow(module, result["job"], adopted=False)
+            other = jobs.find(request.layout)
+            if other is not None and time.monotonic() - begin > request.lock_timeout:
+                cause = f"the environment is being changed by another run ({other.who()})"
+                raise ReleaseError("wait for the lock", cause, _END_IT)
+            time.sleep(0.05)
     except ReleaseError as error:
-        _fail(module, operation, error)
+        module.fail_json(**worker.failure(module.params["name"], operation, error))
     else:
-        for warning in result.pop("warnings"):
-            module.warn(warning)
-        module.exit_json(**result)
+        _tell(module, result)
+
+
+_END_IT = "Let that build end, or end that process; then run again."
+
+
+def _is_ours(job: jobs.Job, request: Request, follow: str) -> bool:
+    """Whether to wait for this job instead of looking at the disk."""
+    if follow:
+        return follow.startswith(f"{job.id}.")
+    return job.running and job.status["spec_digest"] == request.spec_digest
+
+
+def _hand_over(request: Request, release_id: str, before: store.State) -> jobs.Job | None:
+    """Start the worker; None where one of another run is at work that does not hold the lock yet, or no more."""
+    other = jobs.find(request.layout)
+    if other is not None and other.running:
+        return None
+    expected = build.expected_bytes(before.stamped.values(), request.spec)
+    environment = {name: os.environ[name] for name in build.PASSED_ON if name in os.environ}
+    return jobs.start(request, release_id, expected, environment)
+
+
+def _follow(module: AnsibleModule, job: jobs.Job, adopted: bool) -> None:
+    """Wait for a job for a while, tell what came of it, and exit."""
+    if adopted:
+        module.warn(f"{job.layout.name}: adopted the build that began at {job.status['began']}")
+    me = module.params["follow"] or job.join()
+    followed = job.follow(me, module.params["follow_seconds"])
+    if followed.progress is not None:
+        module.exit_json(changed=False, running=True, follow=me, progress=followed.progress)
+    if followed.failure is not None:
+        module.fail_json(**followed.failure)
+    _tell(module, followed.result or {})
+
+
+def _tell(module: AnsibleModule, result: dict[str, Any]) -> None:
+    for warning in result.pop("warnings"):
+        module.warn(warning)
+    module.exit_json(**result)
 
 
 def _request(params: dict[str, Any]) -> Request:
@@ -425,45 +533,6 @@ def _request(params: dict[str, Any]) -> Request:
         gpus=tuple(params["gpus"]),
         integrity=params["integrity"],
     )
-
-
-def _host(layout: Layout, uv_archive: str | None) -> Host:
-    return Host(
-        account=lambda: build_account(layout.cache),
-        uv=lambda: _uv(layout, uv_archive),
-        prove=runner.run_checks,
-        now=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        forget_account=remove_build_account,
-        pinned=lambda root, say: overlays.pinned(root, say=say),
-    )
-
-
-def _uv(layout: Layout, archive: str | None) -> str | None:
-    present = tool.installed(layout.tools)
-    if os.access(present, os.X_OK):
-        return present
-    if archive is None:
-        return None
-    wheel = tool.WHEELS.get(platform.machine())
-    if wheel is None:
-        cause = f"the collection knows no uv for {platform.machine()}"
-        raise ReleaseError("install uv", cause, "Supported are x86_64 and aarch64.")
-    return tool.unpack(archive, wheel, layout.tools)
-
-
-def _fail(module: AnsibleModule, operation: Operation | None, error: ReleaseError) -> None:
-    name = module.params["name"]
-    details: dict[str, Any] = {"step": error.step, "cause": error.cause, "remedy": error.remedy, **error.details}
-    untouched = "Nothing was changed."
-    if operation is not None:
-        details.update(what=operation.what, steps=operation.steps)
-        if not isinstance(error, BadInput):
-            serving = operation.before.current
-            begun = (
-                "what was begun is removed" if "staged" not in error.details else f"{error.details['staged']} is kept"
-            )
-            untouched = f"{serving} serves as before." if serving else f"No release serves; {begun}."
-    module.fail_json(msg=f"{name}: {error} {untouched}", **details)
 
 
 if __name__ == "__main__":

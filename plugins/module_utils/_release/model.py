@@ -76,6 +76,11 @@ class Layout:
     def lock(self) -> str:
         return os.path.join(self.root, ".lock")
 
+    @property
+    def job(self) -> str:
+        """What is known of a build that is under way, see jobs.py."""
+        return os.path.join(self.root, ".jobs", self.name)
+
     def link(self, which: str) -> str:
         """The symlink ``current`` or ``previous``."""
         return os.path.join(self.home, which)

@@ -58,6 +58,10 @@ class Host:
     forget_account: t.Callable[[], t.Optional[str]] = lambda: None  # says what stood in the way
     # The releases below a root that overlays see, each with the overlays' paths; None: that cannot be said, and why is told.
     pinned: t.Callable[[str, t.Callable[[str], object]], t.Optional[dict[str, list[str]]]] = lambda _root, _say: {}
+    # Hears of every step that begins, with those that ended.
+    tell: t.Callable[[str, list[dict[str, t.Any]]], object] = lambda _step, _steps: None
+    # Where it is there, nothing is built here: it has another process do it (jobs.py), and says what the result calls ``job``.
+    hand_over: t.Optional[t.Callable[[str, store.State], object]] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Operation:
     def step(self, name: str) -> t.Iterator[None]:
         """Time a step, and tell what the operating system refuses as this step's failure."""
         begin = time.monotonic()
+        self.host.tell(name, self.steps)
         try:
             yield
         except OSError as error:
@@ -148,6 +153,10 @@ class Operation:
             uv = self.host.uv() if decision.kind == "build" else ""
             if uv is None:
                 return {**self._result(changed=False), "uv_needed": True}
+            if decision.kind == "build" and self.host.hand_over is not None:
+                with self.step("hand over"):
+                    job = self.host.hand_over(decision.release_id, self.before)
+                return {**self._result(changed=False), "job": job}
             self._make_directories(gid)
             for release_id, damage in decision.damaged.items():
                 store.condemn(self.layout, self.before.stamped[release_id], damage)
@@ -233,6 +242,7 @@ class Operation:
                     store.remove_release(self.layout, release_id)
                     self.removed.append(release_id)
                 store.remove_tree(self.layout.home)
+                store.remove_tree(self.layout.job)
                 if not [name for name in os.listdir(self.layout.root) if not name.startswith(".")]:
                     self._remove_shared()
             return self._result(changed=True)
@@ -269,6 +279,8 @@ class Operation:
                 os.unlink(self.request.launcher)
         store.remove_tree(self.layout.cache)
         store.remove_tree(self.layout.tools)
+        with contextlib.suppress(OSError):  # not there, or another run's
+            os.rmdir(os.path.dirname(self.layout.job))
         problem = self.host.forget_account()
         if problem is not None:
             self.warnings.append(f"the build account is still there: {problem}")
@@ -559,7 +571,8 @@ def interruptible() -> t.Iterator[None]:
         raise ReleaseError("run", f"it was ended by {signal.Signals(number).name}", "Run again.")
 
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

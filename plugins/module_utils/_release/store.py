@@ -316,6 +316,7 @@ def locked(layout: Layout, timeout: float) -> t.Iterator[None]:
 
 def _acquire(layout: Layout, deadline: float, timeout: float) -> int:
     """Return the descriptor that holds the lock."""
+    pause = 0.01
     while True:
         os.makedirs(layout.root, mode=0o755, exist_ok=True)
         descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -332,7 +333,8 @@ def _acquire(layout: Layout, deadline: float, timeout: float) -> int:
                     f"{layout.root} is being changed by another run ({holder}), for longer than {timeout:.0f} s",
                     "Let that run end, then run again.",
                 ) from None
-            time.sleep(0.2)
+            time.sleep(pause)
+            pause = min(pause * 2, 0.2)
         os.close(descriptor)
 
 

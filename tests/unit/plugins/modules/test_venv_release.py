@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import model, store, tool
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import model, store, tool, worker
 from ansible_collections.gpufleet.workstation.plugins.modules import venv_release
 
 PRESENT = {
@@ -150,14 +150,14 @@ class TestUv:
         return model.Layout(str(tmp_path), "base")
 
     def test_it_is_asked_for_where_it_is_neither_here_nor_handed_over(self, tmp_path: Path) -> None:
-        assert venv_release._host(self.layout(tmp_path), None).uv() is None
+        assert worker.real_host(self.layout(tmp_path)).uv() is None
 
     def test_the_one_that_is_here_is_taken(self, tmp_path: Path) -> None:
         present = Path(tool.installed(self.layout(tmp_path).tools))
         present.parent.mkdir(parents=True)
         present.write_text("")
         present.chmod(0o755)
-        assert venv_release._host(self.layout(tmp_path), None).uv() == str(present)
+        assert worker.real_host(self.layout(tmp_path)).uv() == str(present)
 
     def test_the_wheel_that_is_handed_over_is_unpacked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         archive = tmp_path / "uv.whl"
@@ -165,11 +165,9 @@ class TestUv:
             wheel.writestr(f"uv-{tool.UV_VERSION}.data/scripts/uv", "#!/bin/sh\n")
         pinned = tool.Wheel(archive.name, hashlib.sha256(archive.read_bytes()).hexdigest(), "any")
         monkeypatch.setattr(tool, "WHEELS", {"x86_64": pinned, "aarch64": pinned})
-        assert venv_release._host(self.layout(tmp_path), str(archive)).uv() == tool.installed(
-            self.layout(tmp_path).tools
-        )
+        assert worker.real_host(self.layout(tmp_path), str(archive)).uv() == tool.installed(self.layout(tmp_path).tools)
 
     def test_another_architecture_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(venv_release.platform, "machine", lambda: "riscv64")
+        monkeypatch.setattr(worker.platform, "machine", lambda: "riscv64")
         with pytest.raises(model.ReleaseError, match="no uv for riscv64"):
-            venv_release._host(self.layout(tmp_path), "/tmp/uv.whl").uv()
+            worker.real_host(self.layout(tmp_path), "/tmp/uv.whl").uv()
