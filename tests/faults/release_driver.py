@@ -4,7 +4,8 @@
 Takes a JSON object: request (fields of Request; layout as [root, name]), uv, state, and what shall go wrong:
 
     die_in, die_after   name of a step in which this process kills itself, before the step's work or after it
-    squeeze             {step, kind, root}: before that step the file system of root, a tmpfs, is left without "space" or "inodes"
+    squeeze             {step, kind, root, relief}: before that step the file system of root, a tmpfs, is left without "space" or "inodes";
+                        after it the file system gets the mount options relief, if any
     clock               seconds by which this process's clock is off (simulated: uv and the kernel keep the right time)
 """
 
@@ -50,12 +51,21 @@ class Mortal(Operation):
         with super().step(name):
             if name == self.die_in and not self.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.squeeze and self.squeeze["step"] == name:
-                leave_little(self.squeeze["root"], self.squeeze["kind"])
-                self.squeeze = None
-            yield
+            with squeezed(self.squeeze) if self.squeeze and self.squeeze["step"] == name else contextlib.nullcontext():
+                yield
             if name == self.die_in:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def squeezed(how: dict[str, str]) -> Iterator[None]:
+    """Leave little room in a file system, for a while or for good."""
+    leave_little(how["root"], how["kind"])
+    try:
+        yield
+    finally:
+        if how.get("relief"):
+            subprocess.run(["mount", "-o", f"remount,{how['relief']}", how["root"]], check=True)
 
 
 def leave_little(root: str, kind: str) -> None:

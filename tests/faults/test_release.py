@@ -7,8 +7,10 @@ Runs as root on a machine that it may burden; `bin/test faults --seeds 100` for 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -18,11 +20,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faulty
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import build, jobs, model, tool
 from faulty import Host
 
 pytestmark = pytest.mark.timeout(900)
@@ -121,7 +125,7 @@ def mounted(root: Path, *arguments: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(root)], check=True)
 
 
-@pytest.mark.parametrize("step", ["install", "compile", "stamp"])
+@pytest.mark.parametrize("step", ["install", "compile", "only compile", "stamp"])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -134,7 +138,8 @@ def test_disk_that_fills_up_during_the_build(fresh_host: Host, kind: str, step: 
     with mounted(host.root, "-t", "tmpfs", "-o", f"mode=755,{plenty}", "tmpfs"):
         served, project = host.serve(), host.index.new_project()
         with host.watched() as watch:
-            squeeze = {"step": step, "kind": kind, "root": str(host.root)}
+            relief = plenty if step.startswith("only ") else ""
+            squeeze = {"step": step.split()[-1], "kind": kind, "root": str(host.root), "relief": relief}
             said = host.refuses(project, served, squeeze=squeeze)
             assert "No space left on device" in said
             assert host.state.releases.keys() == {served}
@@ -259,26 +264,152 @@ def test_sigkill_of_uv_at_random_moments(host: Host, seeds: int) -> None:
     kills(host, seeds, strike)
 
 
+# The connection, the controller, and the process that builds
+
+
+@pytest.fixture
+def managed(fresh_host: Host) -> Iterator[Host]:
+    """A host on which the real module builds, with its worker and its account."""
+    account_before = has_account()
+    target = Path(tool.installed(fresh_host.layout.tools))
+    target.parent.mkdir(parents=True)
+    shutil.copy(fresh_host.directory / "uv", target)
+    answer = execute(fresh_host, "")
+    assert "failed" not in answer, answer["msg"]
+    yield fresh_host
+    if not account_before:
+        assert build.remove_build_account() is None
+
+
+def has_account() -> bool:
+    """Whether this machine has the account that builds."""
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwnam(model.BUILD_ACCOUNT))
+    return False
+
+
+def module(host: Host, project: str, follow: str = "") -> subprocess.Popen[str]:
+    """Start the module, as one connection does."""
+    request = json.loads(host.command(project)[-1])["request"]
+    request["disk_required"] = request.pop("disk_required_mib")
+    root, name = request.pop("layout")
+    options = {**request, "root": root, "name": name, "follow": follow, "follow_seconds": 5.0}
+    return host.start([sys.executable, str(faulty.ROOT / "tests/faults/module_driver.py"), json.dumps(options)])
+
+
+def execute(host: Host, project: str) -> dict[str, Any]:
+    """One task: the module, again while its build goes on, as the action plugin does it."""
+    warnings: list[Any] = []
+    follow = ""
+    while True:
+        answer = host.finish(module(host, project, follow))
+        warnings += answer.get("warnings") or []
+        if not answer.get("running"):
+            return {**answer, "warnings": warnings}
+        follow = answer["follow"]
+
+
+def mended(host: Host, project: str) -> dict[str, Any]:
+    """The next run, which has to get there; its answer."""
+    host.tally.recoveries += 1
+    answer = execute(host, project)
+    assert "failed" not in answer, answer["msg"]
+    assert host.state.current == answer["release"]
+    assert host.state.stamped[answer["release"]]["spec"]["requirements"] == [project]
+    assert None not in host.state.releases.values()
+    host.check()
+    host.tally.converged += 1
+    return answer
+
+
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(signal.SIGHUP, marks=fault("ssh drop (SIGHUP to the module's session)"), id="ssh-drop"),
+        pytest.param(signal.SIGHUP, marks=fault("ssh drop (SIGHUP to all that the connection started)"), id="ssh-drop"),
         pytest.param(
-            signal.SIGKILL, marks=fault("controller kill (SIGKILL to the module's session)"), id="controller-kill"
+            signal.SIGKILL, marks=fault("controller kill (SIGKILL to all that it started)"), id="controller-kill"
         ),
     ],
 )
-def test_end_of_the_session_at_random_moments(host: Host, seeds: int, duration: float, number: signal.Signals) -> None:
-    def strike(process: subprocess.Popen[str], chance: float) -> bool:
-        time.sleep(0.3 + duration * chance)  # not before Python has begun: a shell would be hung up, not the module
-        if process.poll() is not None:
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        out, _err = process.communicate(timeout=faulty.PATIENCE)
-        return process.returncode == -number or "error" in json.loads(out or "{}")
+def test_build_goes_on_without_who_asked_for_it(managed: Host, seeds: int, number: signal.Signals) -> None:
+    """At a random moment after the worker has begun; it is adopted by the next run, or its work is found done. It builds once."""
+    host, adopted = managed, 0
+    with host.watched() as watch:
+        expected = [host.serve()]
+        for seed in range(max(3, seeds // 2)):
+            project = host.index.new_project()
+            with naming(seed):
+                host.tally.runs += 1
+                process = module(host, project)
+                worker = wait_for_worker(host, process)
+                time.sleep(random.Random(seed).uniform(0.0, 0.7))  # noqa: S311  # a seed makes a failure come again
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+                host.finish(process)
+                if process.returncode != -number:
+                    host.tally.late += 1
+                else:
+                    host.tally.hit += 1
+                    assert worker.alive() or host.state.current != expected[-1]
+                host.check()
+                answer = mended(host, project)
+                adopted += "adopted the build" in str(answer["warnings"])
+                assert "." not in answer["release"].partition("-cu128-")[2], "it was built twice"
+                expected.append(answer["release"])
+    assert watch.served == expected
+    assert host.tally.hit > 0
+    assert adopted > 0
 
-    kills(host, max(2, seeds // 4), strike)
+
+@dataclasses.dataclass
+class Worker:
+    """The process that builds, as its status names it."""
+
+    pid: int
+    job: jobs.Job
+
+    def alive(self) -> bool:
+        """Whether it is still that process."""
+        return self.job.running
+
+
+def wait_for_worker(host: Host, process: subprocess.Popen[str]) -> Worker:
+    """The worker that the module started."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        job = jobs.find(host.layout)
+        if job is not None and job.running:
+            return Worker(job.status["pid"], job)
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    raise AssertionError("no worker began within 60 s")
+
+
+@fault("SIGKILL of the worker at random moments")
+def test_sigkill_of_the_worker(managed: Host, seeds: int) -> None:
+    host = managed
+    with host.watched() as watch:
+        expected = [host.serve()]
+        for seed in range(seeds):
+            project = host.index.new_project()
+            with naming(seed):
+                host.tally.runs += 1
+                process = module(host, project)
+                worker = wait_for_worker(host, process)
+                time.sleep(random.Random(seed).uniform(0.0, 1.5))  # noqa: S311  # a seed makes a failure come again
+                hit = faulty.stop_and_kill(worker.pid)
+                said = host.finish(process)
+                host.tally.hit += hit
+                host.tally.late += not hit
+                if hit and not said.get("failed"):
+                    # It may have left its result just before. Then that has to be the truth.
+                    assert host.state.current == said["release"]
+                if said.get("failed"):
+                    assert "ended at the step" in said["msg"]
+                host.check()
+                expected.append(mended(host, project)["release"])
+    assert watch.served == expected
+    assert host.tally.hit > 0
 
 
 # Simulated power loss
@@ -386,7 +517,7 @@ def test_poisoned_cache_is_dropped(host: Host, how: str) -> None:
         assert poisoned
         host.tally.hit += 1
         answer = host.converges(project)
-        assert "uv's cache was damaged and has been dropped" in " ".join(answer["warnings"])
+        assert "uv's cache was damaged and has been dropped" in str(answer["warnings"])
     assert watch.served == [served, answer["release"]]
 
 
