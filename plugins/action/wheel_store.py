@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 
 MODULE = "gpufleet.workstation.wheel_store"
+# pip has no command that tells its default index; what an option's default became is its configuration, its environment or that.
+_ASK_PIP = (
+    "from pip._internal.commands import create_command; print(create_command('download').parse_args([])[0].index_url)"
+)
 
 
 class ActionModule(ActionBase):
@@ -29,6 +35,8 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         if arguments.get("state", "present") == "present":
             arguments["lock_texts"] = _texts(_paths(arguments.get("locks") or [], self._folder(task_vars)))
+            if arguments.get("source", "index") == "index" and not arguments.get("package_index_url"):
+                arguments["package_index_url"] = _package_index()
         return {**result, **self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)}
 
     def _folder(self, task_vars: Mapping[str, Any]) -> Path:
@@ -39,6 +47,19 @@ class ActionModule(ActionBase):
             first = Path(str(sources[0]))
             variables["inventory_dir"] = first if first.is_dir() else first.parent
         return locks.folder_for(variables)
+
+
+def _package_index() -> str:
+    """The index that pip on the controller asks: the one it is configured for, else its own default."""
+    command = [sys.executable, "-I", "-c", _ASK_PIP]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    url = done.stdout.strip()
+    if done.returncode != 0 or not url.startswith(("http://", "https://", "file://")):
+        raise AnsibleActionFail(
+            "pip on the controller does not tell which package index it uses. Name one in wheel_mirror_package_index_url."
+            " Nothing was changed."
+        )
+    return url
 
 
 def _paths(given: list[str], folder: Path) -> list[Path]:

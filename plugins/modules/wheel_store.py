@@ -62,8 +62,9 @@ options:
   package_index_url:
     description:
       - URL of the index for everything outside torch's family. Credentials in it are not logged.
+      - Empty means the one that pip on the controller uses, which the action plugin hands over.
     type: str
-    default: https://pypi.org/simple
+    default: ""
   proxy:
     description:
       - What stands between the host and the indexes. Without it, the variables of the task's environment count.
@@ -178,7 +179,7 @@ def main() -> None:
         "source": {"type": "str", "choices": ["index", "directory"], "default": "index"},
         "directory": {"type": "path"},
         "torch_index_base_url": {"type": "str", "default": "https://download.pytorch.org/whl"},
-        "package_index_url": {"type": "str", "default": "https://pypi.org/simple"},
+        "package_index_url": {"type": "str", "default": ""},
         "proxy": {
             "type": "dict",
             "options": {

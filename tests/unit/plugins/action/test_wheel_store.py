@@ -12,6 +12,18 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.gpufleet.workstation.plugins.action import wheel_store
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 
+INDEX = "https://index.example/simple"
+
+
+@pytest.fixture(autouse=True)
+def _configured_pip(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip reads its configuration from the machine; here it says one known index."""
+    configuration = tmp_path_factory.mktemp("pip") / "pip.conf"
+    configuration.write_text(f"[global]\nindex-url = {INDEX}\n")
+    for name in ("PIP_INDEX_URL", "PIP_ISOLATED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(configuration))
+
 
 class Action(wheel_store.ActionModule):
     """The action with a recorded execution."""
@@ -44,7 +56,24 @@ def test_all_locks_of_the_inventory_are_sent(tmp_path: Path) -> None:
     texts = [write_lock(tmp_path / ".gpufleet/locks", name) for name in ("base", "vision")]
     action = Action({"path": "/srv/w"})
     assert action.run(None, {"inventory_dir": str(tmp_path)})["changed"]
-    assert action.executed == [{"path": "/srv/w", "lock_texts": texts}]
+    assert action.executed == [{"path": "/srv/w", "lock_texts": texts, "package_index_url": INDEX}]
+
+
+@pytest.mark.parametrize("given", [{"package_index_url": "https://mine.example"}, {"source": "directory"}])
+def test_pip_is_asked_only_where_an_index_is_needed_and_none_is_named(tmp_path: Path, given: dict[str, str]) -> None:
+    write_lock(tmp_path / ".gpufleet/locks")
+    action = Action({"path": "/srv/w", **given})
+    action.run(None, {"inventory_dir": str(tmp_path)})
+    assert action.executed[0].get("package_index_url") == given.get("package_index_url")
+
+
+def test_an_index_that_pip_does_not_tell_has_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lock(tmp_path / ".gpufleet/locks")
+    monkeypatch.setattr(wheel_store, "_ASK_PIP", "raise SystemExit(1)")
+    action = Action({"path": "/srv/w"})
+    with pytest.raises(AnsibleActionFail, match="wheel_mirror_package_index_url"):
+        action.run(None, {"inventory_dir": str(tmp_path)})
+    assert action.executed == []
 
 
 @pytest.mark.parametrize("source", ["hosts.yml", "."])
