@@ -566,9 +566,7 @@ def _gpu(row: t.Mapping[str, t.Any], knowledge: Knowledge) -> Gpu:
     added = knowledge.gpus.get(device_id or "")
     number = int(device_id, 16) if device_id and re.fullmatch(r"[0-9a-f]+", device_id) else None
     # What the driver says of the device beats the table.
-    cc = row.get("compute_capability") or (
-        added.cc if added else listed.compute_capability if listed else None
-    )
+    cc = row.get("compute_capability") or (added.cc if added else listed.compute_capability if listed else None)
     cc = cc if cc and re.fullmatch(r"[0-9]+\.[0-9]", str(cc)) else None
     architecture = knowledge.architectures.get(cc) if cc else None
     named = added.name if added else listed.name if listed else ""

@@ -79,7 +79,9 @@ def _choose_index(
         _judge_unknown_release(torch, search, knowledge, notes)
         return None
     if release.source:
-        notes.say(f"torch {release.version} is known from the inventory (gpufleet_knowledge; source: {release.source}).")
+        notes.say(
+            f"torch {release.version} is known from the inventory (gpufleet_knowledge; source: {release.source})."
+        )
     if torch.tag is None:
         index = search.best(release)
         if index is None:
