@@ -75,12 +75,14 @@ def main() -> int:
             "wheel_mirror_package_index_url": f"{upstream}/packages",
             "wheel_mirror_port": PORT,
         }
+        empty = {"gpufleet_hosts": arguments.host, "wheel_mirror_state": "absent"}
+        play(settings, empty)
         try:
             play(settings, fill)
             for _client in range(arguments.clients):
                 install(locked, f"http://{host}:{PORT}", Path(scratch))
         finally:
-            play(settings, {"gpufleet_hosts": arguments.host, "wheel_mirror_state": "absent"})
+            play(settings, empty)
     copy = one_copy(settings.served, locked)
     wheels = [path for path in sent if path.endswith(".whl")]
     outer = sum(sent.values())
