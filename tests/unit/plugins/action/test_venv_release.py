@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible_collections.gpufleet.workstation.plugins.action import venv_release
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.tool import Wheel
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
@@ -99,3 +99,40 @@ def test_an_unknown_architecture_is_told_with_the_host() -> None:
     action = Action({"name": "base", "spec": {"arch": "riscv64"}}, [{"uv_needed": True}])
     with pytest.raises(AnsibleActionFail, match=r"ws1: No uv is known for the architecture 'riscv64'"):
         action.run(None, {"inventory_hostname": "ws1"})
+
+
+def test_a_build_is_followed_until_it_ends_and_shown_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(venv_release.display, "display", shown.append)
+    progress = {
+        "release": "2.9.1-cu128-1f2e3d4c",
+        "step": "install",
+        "seconds": 21,
+        "bytes_done": 1_234_000_000,
+        "bytes_total": 7_000_000_000,
+        "bytes_total_from": "experience",
+        "rate": 62_000_000,
+    }
+    going_on = {"running": True, "follow": "a.b", "progress": progress}
+    action = Action({"name": "base"}, [{**going_on, "warnings": ["adopted"]}, going_on, {"changed": True}])
+    assert action.run(None, {"inventory_hostname": "ws1"}) == {"changed": True, "warnings": ["adopted"]}
+    assert [call.get("follow") for call in action.executed] == [None, "a.b", "a.b"]
+    line = "install (21 s since the beginning), 1,234 of about 7,000 MB, 62 MB/s"
+    assert shown == [f"ws1: base: building 2.9.1-cu128-1f2e3d4c: {line}"] * 2
+
+
+def test_a_connection_that_is_lost_meanwhile_says_that_the_build_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venv_release.display, "display", lambda _line: None)
+    monkeypatch.setattr(venv_release, "describe", lambda _progress: "")
+    lost = AnsibleConnectionFailure("Data could not be sent to the remote host.")
+    action = Action({"name": "base"}, [{"running": True, "follow": "a.b", "progress": {}}])
+    execute = action._execute_module
+
+    def execute_once(module_args: dict[str, Any], **more: Any) -> dict[str, Any]:
+        if action.answers:
+            return execute(module_args, **more)
+        raise lost
+
+    monkeypatch.setattr(action, "_execute_module", execute_once)
+    with pytest.raises(AnsibleConnectionFailure, match=r"remote host\. The build goes on there\. Run again"):
+        action.run(None, {})
