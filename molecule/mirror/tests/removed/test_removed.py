@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
+from checks.hosts import variables
 
 pytestmark = pytest.mark.timeout(600)
 MIRROR = ("playbooks/mirror.yml", "-e", "gpufleet_hosts=ws-nogpu", "-e", "gpufleet_state_dir=.state/molecule-mirror")
@@ -15,15 +17,15 @@ def changed(run) -> int:
     return int(re.search(r"^ws-nogpu\s.*changed=(\d+)", run.stdout, re.MULTILINE)[1])
 
 
-def test_a_carried_folder_fills_a_mirror_without_network(play, host_named):
+def test_a_carried_folder_fills_another_without_network_and_without_root(play, host_named):
     host = host_named("ws-nogpu")
-    host.check_output("cp -r /srv/gpufleet/www/files /root/carried")
-    carried = ("-e", "wheel_mirror_source=directory", "-e", "wheel_mirror_directory=/root/carried")
-    elsewhere = ("-e", "wheel_mirror_path=/srv/second", "-e", "wheel_mirror_serve=false", "--become")
+    carried = ("-e", "wheel_mirror_source=directory", "-e", "wheel_mirror_directory=/srv/gpufleet/www/files")
+    elsewhere = ("-e", "wheel_mirror_path=/home/admin/second", "-e", "wheel_mirror_serve=false")
+    host.check_output("ip route add blackhole %s", urlsplit(variables(host)["torch_env_package_index_url"]).hostname)
     assert changed(play(*MIRROR, *carried, *elsewhere)) > 0
-    assert host.check_output("diff -r /srv/gpufleet/www /srv/second --exclude=.incoming") == ""
+    assert host.check_output("diff -r /srv/gpufleet/www /home/admin/second --exclude=.incoming") == ""
+    assert host.file("/home/admin/second/packages/simple/index.html").user == "admin"
     assert changed(play(*MIRROR, *carried, *elsewhere)) == 0
-    host.check_output("rm -r /root/carried /srv/second")
 
 
 def test_removal_is_predicted_and_leaves_nothing(play, host_named):
