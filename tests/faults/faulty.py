@@ -276,7 +276,8 @@ class Host:
         wanted = [project] if project else []
         assert state.stamped[state.current]["spec"]["requirements"] == wanted
         self.check()
-        assert None not in state.releases.values()
+        # Where the killed run had switched already, this one has nothing to do, and what was being pruned stays until the next build.
+        assert answer["what"].startswith("keep ") or None not in state.releases.values()
         left = [
             name for place in (self.layout.home, self.layout.stamps) for name in os.listdir(place) if name[0] == "."
         ]

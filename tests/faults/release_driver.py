@@ -3,7 +3,8 @@
 
 Takes a JSON object: request (fields of Request; layout as [root, name]), uv, state, and what shall go wrong:
 
-    die_in, die_after   name of a step in which this process kills itself, before the step's work or after it
+    die_in, die_after   name of a step in which this process kills itself, before the step's work or after it; "remove_tree" is the moment
+                        at which a release that is pruned has lost its stamp, and not yet its files
     squeeze             {step, kind, root, relief}: before that step the file system of root, a tmpfs, is left without "space" or "inodes";
                         after it the file system gets the mount options relief, if any
     clock               seconds by which this process's clock is off (simulated: uv and the kernel keep the right time)
@@ -26,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "collections"))
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import store
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     Layout,
     ReleaseError,
@@ -88,6 +90,8 @@ def main() -> int:
     asked: dict[str, Any] = json.loads(sys.argv[1])
     os.umask(0o022)
     turn_clock(asked["clock"])
+    if asked["die_in"] == "remove_tree":
+        store.remove_tree = lambda _path: os.kill(os.getpid(), signal.SIGKILL)
     nobody = pwd.getpwnam("nobody")
     host = Host(
         account=lambda: Account("nobody", nobody.pw_uid, nobody.pw_gid),
