@@ -222,7 +222,7 @@ def _compile(
             raise NoLock(f"uv on the controller took longer than {RESOLVE_LIMIT} s to resolve it") from error
         if done.returncode != 0:
             cause, remedy = tool.explain(done.stderr)
-            raise NoLock(f"uv on the controller says: {cause}. {remedy}")
+            raise NoLock(f"uv on the controller says: {cause.rstrip('.')}. {remedy}")
         text = output.read_text(encoding="utf-8")
     if family:
         _check_origins(text, indexes, family)
