@@ -72,7 +72,7 @@ def main(path: str, seeds: str) -> int:
     print(f"{NOT_USED[0].ljust(widths[0])}  {NOT_USED[1]}")
     seen = sum(row["observations"] for row in rows.values())
     rate = seen / max(sum(row["seconds"] for row in rows.values()), 0.1)
-    print(f"\n{seen:.0f} observations, {rate:.0f} a second; random moments: seeds 0 to {int(seeds) - 1}")
+    print(f"\n{seen:.0f} observations, {rate:.0f} a second; random moments: seeds from 0 on, {seeds} that hit")
     print(NOTES.strip("\n"))
     return int(not rows or any(row["bad"] for row in rows.values()))
 
