@@ -227,7 +227,10 @@ def naming(seed: int) -> Iterator[None]:
 
 
 def kills(host: Host, seeds: int, strike: Callable[[subprocess.Popen[str], float], bool]) -> None:
-    """Strike builds at random moments until as many hit as were asked for, and let the next run mend each. ``strike`` gets a part of the build, 0 to 1."""
+    """Strike builds at random moments until as many hit as were asked for, and let the next run mend each.
+
+    ``strike`` gets a part of the build, 0 to 1.
+    """
     with host.watched() as watch:
         expected = [host.serve()]
         for seed in range(4 * seeds):
