@@ -52,6 +52,14 @@ class Overlay(t.NamedTuple):
     release: str
 
 
+def _say(*columns: str) -> None:
+    sys.stdout.write("\t".join(columns) + "\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def release_of(base: str) -> str | None:
     """The release of a managed environment that serves now, if this user can use it. A process that were started through the
     symlink would import late modules from the next release."""
@@ -142,7 +150,7 @@ def show_list(_options: argparse.Namespace) -> None:
     """One line an environment: name, release, and what else is to be said."""
     managed = bases()
     for name, release in managed.items():
-        print(name, os.path.basename(release), sep="\t")
+        _say(name, os.path.basename(release))
     for found in overlays():
         now = managed.get(found.base)
         note = _stale(found)
@@ -151,19 +159,19 @@ def show_list(_options: argparse.Namespace) -> None:
         elif not note and now != found.release:
             note = f"{found.base} serves {os.path.basename(str(now))} now: gpu-env update {found.name}"
         what = f"overlay of {found.base or '?'} at {found.path}" + (f"; {note}" if note else "")
-        print(found.name, os.path.basename(found.release) or "-", what, sep="\t")
+        _say(found.name, os.path.basename(found.release) or "-", what)
 
 
 def show_path(options: argparse.Namespace) -> None:
     """Print the directory."""
-    print(resolve(options.name)[0])
+    _say(resolve(options.name)[0])
 
 
 def show_activation(options: argparse.Namespace) -> None:
     """Print what to type; no program can change the shell that started it."""
     directory, own = resolve(options.name)
     script = os.path.join(directory if own else os.path.join(ROOT, options.name), "bin", "activate")
-    print(f"source {_quoted(script)}  # bash, zsh\nsource {_quoted(script + '.fish')}  # fish")
+    _say(f"source {_quoted(script)}  # bash, zsh\nsource {_quoted(script + '.fish')}  # fish")
 
 
 def _quoted(word: str) -> str:
@@ -224,9 +232,9 @@ def new(options: argparse.Namespace) -> None:
             where = f" ({error.filename})" if error.filename else ""
             raise Problem(f"{path} cannot be made: {error.strerror}{where}; choose another place with --path") from None
         raise
-    print(f"{name} sees {os.path.basename(release)} of {base}. Use it with")
-    print(f"  gpu-env run {name} pip install PACKAGE\n  gpu-env run {name} python")
-    print(f"or, for this shell and for editors,\n  source {_quoted(path)}/bin/activate\n  {path}/bin/python")
+    _say(f"{name} sees {os.path.basename(release)} of {base}. Use it with")
+    _say(f"  gpu-env run {name} pip install PACKAGE\n  gpu-env run {name} python")
+    _say(f"or, for this shell and for editors,\n  source {_quoted(path)}/bin/activate\n  {path}/bin/python")
 
 
 def _refuse_root(what: str) -> None:
@@ -346,7 +354,9 @@ def _show_distributions(packages: str, seen: str) -> None:
         shutil.copytree(os.path.join(seen, info), copy, ignore=shutil.ignore_patterns("RECORD", "INSTALLER"))
         _replace(os.path.join(copy, "INSTALLER"), _INSTALLER)
         places = [
-            os.path.relpath(os.path.join(place, file), packages) for place, _, files in os.walk(copy) for file in files
+            os.path.relpath(os.path.join(place, file), packages)
+            for place, _folders, files in os.walk(copy)
+            for file in files
         ]
         _replace(os.path.join(copy, "RECORD"), "".join(f"{place},,\n" for place in [*sorted(places), f"{info}/RECORD"]))
 
@@ -407,13 +417,13 @@ def update(options: argparse.Namespace) -> None:
             f"Make a new overlay and install them there: {' '.join(f'{name}=={version}' for name, version in own.items())}"
         )
     if release == found.release:
-        print(f"{found.name} sees {os.path.basename(release)}, which {found.base} serves")
+        _say(f"{found.name} sees {os.path.basename(release)}, which {found.base} serves")
     else:
-        print(f"{found.base}: {os.path.basename(found.release)} -> {os.path.basename(release)}")
+        _say(f"{found.base}: {os.path.basename(found.release)} -> {os.path.basename(release)}")
     before, after = distributions(found.release), distributions(release)
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
-            print(f"  {name} {before.get(name, '-')} -> {after.get(name, '-')}")
+            _say(f"  {name} {before.get(name, '-')} -> {after.get(name, '-')}")
     if options.check:
         return
     see(found.path, found.base, release)
@@ -422,7 +432,7 @@ def update(options: argparse.Namespace) -> None:
         [python, "-m", "pip", "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        print(f"Not everything fits together any more; pip check says:\n{(done.stdout or done.stderr).strip()}")
+        _say(f"Not everything fits together any more; pip check says:\n{(done.stdout or done.stderr).strip()}")
 
 
 def remove(options: argparse.Namespace) -> None:
@@ -439,9 +449,9 @@ def remove(options: argparse.Namespace) -> None:
         if found.release:
             shutil.rmtree(found.path)
         elif os.path.lexists(found.path):
-            print(f"{found.path} is left as it is: it holds no complete overlay")
+            _say(f"{found.path} is left as it is: it holds no complete overlay")
         os.unlink(found.link)
-    print(f"{found.name} is removed")
+    _say(f"{found.name} is removed")
 
 
 def distributions(directory: str, without: t.Sequence[str] = ()) -> dict[str, str]:
@@ -527,11 +537,11 @@ def main(arguments: list[str]) -> int:
         options.action(options)
         sys.stdout.flush()
     except Problem as problem:
-        print(f"gpu-env: {problem}", file=sys.stderr)
+        _complain(f"gpu-env: {problem}")
         return problem.status
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"gpu-env: {where}{error.strerror}", file=sys.stderr)
+        _complain(f"gpu-env: {where}{error.strerror}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -539,4 +549,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))
