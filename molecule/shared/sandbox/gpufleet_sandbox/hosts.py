@@ -128,6 +128,8 @@ def inventory(settings: Settings, names: list[str], real: bool) -> str:
         variables = {
             "ansible_host": settings.address(name),
             "torch_env_index_base_url": f"{settings.server_url}/{kind}",
+            # The stand-ins have the versions of the real wheels, and other hashes: they need locks of their own.
+            "gpufleet_state_dir": f"{state}/{kind}",
             "nvidia_driver_repository_url": f"{settings.server_url}/nvidia/{systems.nvidia_folder(persona)}/x86_64/",
             "gpufleet_note": persona["note"],
             **systems.proxy_variables(settings, name),
