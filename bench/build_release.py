@@ -37,6 +37,14 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.rele
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 
 TARGET = 1.15
+SERVE = """
+import functools, http.server, sys
+sys.path.insert(0, sys.argv[1])
+import server
+handler = functools.partial(server.Handler, directory=sys.argv[2])
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[3])), handler).serve_forever()
+"""
+"""The sandbox's server for a folder of wheels, on a port of this machine alone."""
 
 
 def main() -> int:
@@ -94,13 +102,16 @@ def index(arguments: argparse.Namespace) -> Iterator[None]:
         sys.exit(f"{served} has no copy of torch's own wheels: run bin/provision --sandbox, or name an index")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = Path(__file__).resolve().parents[1] / "molecule/shared/sandbox/gpufleet_sandbox/server.py"
-    with subprocess.Popen([sys.executable, server, served, str(port)], stdout=subprocess.DEVNULL) as process:
+    sandbox = Path(__file__).resolve().parents[1] / "molecule/shared/sandbox/gpufleet_sandbox"
+    command = [sys.executable, "-c", SERVE, sandbox, served, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             for _attempt in range(100):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                     break
                 time.sleep(0.1)
+            else:
+                sys.exit("the index did not start")
             arguments.index_url = f"http://127.0.0.1:{port}/real/cu128"
             arguments.package_index_url = f"http://127.0.0.1:{port}/packages"
             yield
