@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
 MODULE = "gpufleet.workstation.venv_release"
 _GOES_ON = "The build goes on there. Run again: that follows it, or finds it done."
+
+PATIENCE = 120
+"""Seconds for which a host that builds may be out of reach."""
+RETRY = 5
+"""Seconds between two tries to reach it."""
 
 display = Display()
 
@@ -61,15 +67,32 @@ class ActionModule(ActionBase):
         warnings = list(answer.get("warnings") or [])
         while answer.get("running"):
             display.display(f"{host}: {arguments.get('name')}: {describe(answer['progress'])}")
-            try:
-                following = {**arguments, "follow": answer["follow"]}
-                answer = self._execute_module(module_name=MODULE, module_args=following, task_vars=task_vars)
-            except AnsibleConnectionFailure as error:
-                raise AnsibleConnectionFailure(f"{str(error).rstrip('. ')}. {_GOES_ON}") from error
-            if answer.get("unreachable"):
-                answer["msg"] = f"{str(answer.get('msg')).rstrip('. ')}. {_GOES_ON}"
+            answer = self._patiently({**arguments, "follow": answer["follow"]}, task_vars)
             warnings += answer.get("warnings") or []
         return {**answer, "warnings": warnings} if warnings else answer
+
+    def _patiently(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Follow the build once more. A host that builds is busy, and a connection may drop: the build minds neither, so try again."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            lost = None
+            answer: dict[str, Any] = {}
+            try:
+                answer = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+                problem = str(answer.get("msg")) if answer.get("unreachable") else None
+            except AnsibleConnectionFailure as error:
+                lost, problem = error, str(error)
+            if problem is None:
+                return answer
+            said = f"{problem.rstrip('.: ')}. {_GOES_ON}"
+            if time.monotonic() >= deadline:
+                if lost:
+                    raise AnsibleConnectionFailure(said) from lost
+                return {**answer, "msg": said}
+            display.display(
+                f"{task_vars.get('inventory_hostname', 'this host')}: {problem.rstrip('.: ')}. Trying again."
+            )
+            time.sleep(RETRY)
 
     def _wheel(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Path:
         """The pinned wheel for the host's architecture, on the controller."""

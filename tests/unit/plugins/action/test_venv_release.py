@@ -121,18 +121,55 @@ def test_a_build_is_followed_until_it_ends_and_shown_meanwhile(monkeypatch: pyte
     assert shown == [f"ws1: base: building 2.9.1-cu128-1f2e3d4c: {line}"] * 2
 
 
-def test_a_connection_that_is_lost_meanwhile_says_that_the_build_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(venv_release.display, "display", lambda _line: None)
-    monkeypatch.setattr(venv_release, "describe", lambda _progress: "")
-    lost = AnsibleConnectionFailure("Data could not be sent to the remote host.")
-    action = Action({"name": "base"}, [{"running": True, "follow": "a.b", "progress": {}}])
-    execute = action._execute_module
+class Dropping(Action):
+    """Loses the connection where an answer is an exception."""
 
-    def execute_once(module_args: dict[str, Any], **more: Any) -> dict[str, Any]:
-        if action.answers:
-            return execute(module_args, **more)
-        raise lost
+    def _execute_module(self, module_args: dict[str, Any], **more: Any) -> dict[str, Any]:
+        if isinstance(self.answers[0], Exception):
+            raise self.answers.pop(0)
+        return super()._execute_module(module_args, **more)
 
-    monkeypatch.setattr(action, "_execute_module", execute_once)
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Time passes only while the action sleeps; what it shows."""
+    shown: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(venv_release.display, "display", shown.append)
+    monkeypatch.setattr(venv_release, "describe", lambda _progress: "building")
+    monkeypatch.setattr(venv_release.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(venv_release.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return shown
+
+
+GOING_ON = {"running": True, "follow": "a.b", "progress": {}}
+LOST = AnsibleConnectionFailure("Data could not be sent to the remote host.")
+AWAY = {"unreachable": True, "msg": "Timeout (12s) waiting for privilege escalation prompt: "}
+
+
+def test_a_connection_that_drops_meanwhile_is_tried_again(clock: list[str]) -> None:
+    action = Dropping({"name": "base"}, [GOING_ON, LOST, AWAY, GOING_ON, {"changed": True}])
+    assert action.run(None, {"inventory_hostname": "ws1"})["changed"]
+    assert clock == [
+        "ws1: base: building",
+        "ws1: Data could not be sent to the remote host. Trying again.",
+        "ws1: Timeout (12s) waiting for privilege escalation prompt. Trying again.",
+        "ws1: base: building",
+    ]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_connection_that_stays_lost_says_that_the_build_goes_on() -> None:
+    action = Dropping({"name": "base"}, [GOING_ON, *[LOST] * 100])
     with pytest.raises(AnsibleConnectionFailure, match=r"remote host\. The build goes on there\. Run again"):
         action.run(None, {})
+    assert len(action.answers) == 100 - 1 - venv_release.PATIENCE // venv_release.RETRY
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_host_that_stays_out_of_reach_says_that_the_build_goes_on() -> None:
+    answer = Dropping({"name": "base"}, [GOING_ON, *[AWAY] * 100]).run(None, {})
+    assert answer["unreachable"]
+    assert answer["msg"].startswith(
+        "Timeout (12s) waiting for privilege escalation prompt. The build goes on there. Run"
+    )
