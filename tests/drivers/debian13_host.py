@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "archive"
 UNDER_TEST = "/opt/under-test"
@@ -115,7 +117,14 @@ def archive() -> Iterator[Archive]:
     podman.ensure_network(NETWORK, str(settings.subnet))
     try:
         fleet.start_hosts(settings, [NAME], {"debian13": image.tag}, fresh=True)
-        settings.inventory.write_text(hosts.inventory(settings, [NAME], real=False))
+        tree = yaml.safe_load(hosts.inventory(settings, [NAME], real=False))
+        for variables in (
+            tree["all"]["vars"],
+            tree["all"]["hosts"][NAME],
+        ):  # no simulated repository is made for this host
+            for name in ("nvidia_driver_repository_key", "nvidia_driver_repository_url"):
+                variables.pop(name, None)
+        settings.inventory.write_text(yaml.safe_dump(tree))
         host = Archive(container_name(NAME), podman.configuration(), settings.inventory)
         prepare(host)
         yield host
