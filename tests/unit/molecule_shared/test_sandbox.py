@@ -22,7 +22,7 @@ import yaml
 SANDBOX = Path(__file__).resolve().parents[3] / "molecule/shared/sandbox"
 sys.path.insert(0, str(SANDBOX))
 
-from gpufleet_sandbox import catalogue, debs, hosts, rpms, torch_index, wheels  # noqa: E402
+from gpufleet_sandbox import catalogue, debs, hosts, podman, rpms, torch_index, wheels  # noqa: E402
 from gpufleet_sandbox.machine import allow_inotify, apt_sources, debian_mirrors  # noqa: E402
 from gpufleet_sandbox.settings import SandboxError, Settings, load_yaml  # noqa: E402
 
@@ -373,6 +373,16 @@ def test_no_two_hosts_share_an_address_and_the_proxied_ones_are_apart():
     addresses = [settings.address(name) for name in settings.personas]
     assert len(set(addresses)) == len(addresses)
     assert settings.address("drv-proxy").rpartition(".")[0] != settings.address("ws-mixed").rpartition(".")[0]
+
+
+def test_a_host_that_is_made_anew_keeps_its_hardware_address(monkeypatch):
+    calls = []
+    monkeypatch.setattr(podman, "podman", lambda *arguments, **_: calls.append(arguments))
+    for address in ("10.213.77.11", "10.213.77.11", "10.213.77.12"):
+        podman.create("ws", "image", {"net": address}, {}, [], [])
+    first, again, other = (call[call.index("--network") + 1] for call in calls)
+    assert first == again == "net:ip=10.213.77.11,mac=02:67:0a:d5:4d:0b"
+    assert other == "net:ip=10.213.77.12,mac=02:67:0a:d5:4d:0c"
 
 
 def test_keys_wait_until_somebody_enrolls_them(tmp_path, monkeypatch):

@@ -61,12 +61,25 @@ def ensure_network(name: str, subnet: str, *options: str) -> None:
         raise SandboxError(f"{error}\nRemedy: name a free range in GPUFLEET_SUBNET, such as 10.214.0.0/24.") from error
 
 
+def hardware_address(address: str) -> str:
+    """The network card's address that goes with an IPv4 address.
+
+    A host that is made anew keeps it. With a random one, everybody who had talked to the host before goes on talking to the card that
+    is gone: for up to a minute nothing answers, and then comes "No route to host".
+    """
+    return ":".join(["02", "67", *(f"{int(part):02x}" for part in address.split("."))])
+
+
 def create(
     name: str, image: str, networks: dict[str, str], labels: dict[str, str], options: list[str], command: list[str]
 ) -> None:
     """Create a container with fixed addresses (network -> address) that podman starts again whenever its PID 1 ends."""
     marks = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
-    places = [word for network, address in networks.items() for word in ("--network", f"{network}:ip={address}")]
+    places = [
+        word
+        for network, address in networks.items()
+        for word in ("--network", f"{network}:ip={address},mac={hardware_address(address)}")
+    ]
     podman("create", "--name", name, *marks, *places, "--restart", "always", *options, image, *command)
 
 
