@@ -3,7 +3,8 @@
  * SPDX-License-Identifier: GPL-3.0-or-later
  *
  * The simulated GPUs of a sandbox host, for the stub NVML and the stub libcuda: read from a table that the simulator
- * writes. VERSION is the version of the driver that the library claims to belong to; CUDA_VERSION is its CUDA API. */
+ * writes. VERSION is the version of the driver that the library claims to belong to; CUDA_VERSION is its CUDA API.
+ * With SCRIPTED (tests/stubs) table and faults come from files beside the library. */
 #ifndef GPUFLEET_GPUS_H
 #define GPUFLEET_GPUS_H
 
@@ -11,9 +12,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TABLE "/var/lib/gpufleet-sandbox/gpus"
 #define LOADED "/sys/module/nvidia/version"
 #define MAX_GPUS 16
+
+#ifdef SCRIPTED
+#include "faults.h" /* CALL and TABLE */
+#else
+#define TABLE "/var/lib/gpufleet-sandbox/gpus"
+#define CALL(gpu) /* where every function of the libraries begins; `gpu` is its number, or NO_GPU */
+#endif
+#define NO_GPU (-1)
 
 struct gpu {
     char address[32];
@@ -51,7 +59,7 @@ enum driver { DRIVER_ABSENT, DRIVER_OTHER, DRIVER_MATCHES };
 /* Whether the (simulated) kernel module is loaded, and whether it is of this library's version. */
 static enum driver loaded_driver(void)
 {
-#ifdef WSL
+#if defined WSL || defined SCRIPTED
     return DRIVER_MATCHES;
 #else
     char version[64] = "";

@@ -7,8 +7,9 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, LIBRARY_MISMATCH = 18 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, INSUFFICIENT_SIZE = 7,
+       DRIVER_NOT_LOADED = 9, TIMEOUT = 10, IRQ_ISSUE = 11, CORRUPTED_INFOROM = 14, GPU_IS_LOST = 15, RESET_REQUIRED = 16,
+       LIBRARY_MISMATCH = 18 };
 
 static struct gpu gpus[MAX_GPUS];
 static int count = -1;
@@ -27,9 +28,17 @@ static struct gpu *known(void *device)
     return one >= gpus && one < gpus + (count > 0 ? count : 0) ? one : NULL;
 }
 
+#define FOR_GPU(one, device) \
+    struct gpu *one = known(device); \
+    if (!one) \
+        return INVALID_ARGUMENT; \
+    CALL((int)(one - gpus))
+
 API int nvmlInit_v2(void)
 {
     enum driver driver = loaded_driver();
+
+    CALL(NO_GPU);
     if (driver == DRIVER_ABSENT)
         return DRIVER_NOT_LOADED;
     if (driver == DRIVER_OTHER)
@@ -41,6 +50,7 @@ API int nvmlInit(void) { return nvmlInit_v2(); }
 API int nvmlInitWithFlags(unsigned flags) { (void)flags; return nvmlInit_v2(); }
 API int nvmlShutdown(void) { count = -1; return SUCCESS; }
 
+/* nvml.h of CUDA 12.8 */
 API const char *nvmlErrorString(int code)
 {
     switch (code) {
@@ -48,20 +58,31 @@ API const char *nvmlErrorString(int code)
     case UNINITIALIZED: return "Uninitialized";
     case INVALID_ARGUMENT: return "Invalid Argument";
     case NOT_SUPPORTED: return "Not Supported";
+    case NO_PERMISSION: return "Insufficient Permissions";
     case INSUFFICIENT_SIZE: return "Insufficient Size";
     case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case TIMEOUT: return "Timeout";
+    case IRQ_ISSUE: return "Interrupt Request Issue";
+    case CORRUPTED_INFOROM: return "Corrupted infoROM";
+    case GPU_IS_LOST: return "GPU is lost";
+    case RESET_REQUIRED: return "GPU requires reset";
     case LIBRARY_MISMATCH: return "Driver/library version mismatch";
     default: return "Unknown Error";
     }
 }
 
-API int nvmlSystemGetDriverVersion(char *text, unsigned size) { return count < 0 ? UNINITIALIZED : copy(text, size, VERSION); }
+API int nvmlSystemGetDriverVersion(char *text, unsigned size)
+{
+    CALL(NO_GPU);
+    return count < 0 ? UNINITIALIZED : copy(text, size, VERSION);
+}
 API int nvmlSystemGetNVMLVersion(char *text, unsigned size) { return copy(text, size, "13." VERSION); }
 API int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = CUDA_VERSION; return SUCCESS; }
 API int nvmlSystemGetCudaDriverVersion(int *version) { *version = CUDA_VERSION; return SUCCESS; }
 
 API int nvmlDeviceGetCount_v2(unsigned *number)
 {
+    CALL(NO_GPU);
     if (count < 0)
         return UNINITIALIZED;
     *number = (unsigned)count;
@@ -70,6 +91,7 @@ API int nvmlDeviceGetCount_v2(unsigned *number)
 
 API int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device)
 {
+    CALL((int)index);
     if (count < 0)
         return UNINITIALIZED;
     if (index >= (unsigned)count)
@@ -86,9 +108,7 @@ struct pci {
 
 API int nvmlDeviceGetPciInfo_v3(void *device, struct pci *pci)
 {
-    struct gpu *one = known(device);
-    if (!one)
-        return INVALID_ARGUMENT;
+    FOR_GPU(one, device);
     memset(pci, 0, sizeof *pci);
     pci->domain = one->domain;
     pci->bus = one->bus;
@@ -102,21 +122,19 @@ API int nvmlDeviceGetPciInfo_v3(void *device, struct pci *pci)
 
 API int nvmlDeviceGetName(void *device, char *text, unsigned size)
 {
-    struct gpu *one = known(device);
-    return one ? copy(text, size, one->name) : INVALID_ARGUMENT;
+    FOR_GPU(one, device);
+    return copy(text, size, one->name);
 }
 
 API int nvmlDeviceGetUUID(void *device, char *text, unsigned size)
 {
-    struct gpu *one = known(device);
-    return one ? copy(text, size, one->uuid) : INVALID_ARGUMENT;
+    FOR_GPU(one, device);
+    return copy(text, size, one->uuid);
 }
 
 API int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor)
 {
-    struct gpu *one = known(device);
-    if (!one)
-        return INVALID_ARGUMENT;
+    FOR_GPU(one, device);
     *major = one->major;
     *minor = one->minor;
     return SUCCESS;
@@ -126,9 +144,7 @@ struct memory { unsigned long long total, free, used; };
 
 API int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
 {
-    struct gpu *one = known(device);
-    if (!one)
-        return INVALID_ARGUMENT;
+    FOR_GPU(one, device);
     memory->total = memory->free = one->memory_mib << 20;
     memory->used = 0;
     return SUCCESS;
@@ -136,29 +152,39 @@ API int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
 
 API int nvmlDeviceGetCurrPcieLinkWidth(void *device, unsigned *value)
 {
-    struct gpu *one = known(device);
-    if (!one)
-        return INVALID_ARGUMENT;
+    FOR_GPU(one, device);
     *value = one->width;
     return SUCCESS;
 }
 
 API int nvmlDeviceGetMaxPcieLinkWidth(void *device, unsigned *value)
 {
-    struct gpu *one = known(device);
-    if (!one)
-        return INVALID_ARGUMENT;
+    FOR_GPU(one, device);
     *value = one->max_width;
     return SUCCESS;
 }
 
-API int nvmlDeviceGetPersistenceMode(void *device, unsigned *value) { *value = 0; return known(device) ? SUCCESS : INVALID_ARGUMENT; }
-API int nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *next) { (void)device; (void)now; (void)next; return NOT_SUPPORTED; }
+API int nvmlDeviceGetPersistenceMode(void *device, unsigned *value)
+{
+    FOR_GPU(one, device);
+    *value = 0;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *next)
+{
+    FOR_GPU(one, device);
+    (void)now;
+    (void)next;
+    return NOT_SUPPORTED;
+}
+
 API int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *number, void *table)
 {
+    FOR_GPU(one, device);
     (void)table;
     *number = 0;
-    return known(device) ? SUCCESS : INVALID_ARGUMENT;
+    return SUCCESS;
 }
 API int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *number, void *table)
 {

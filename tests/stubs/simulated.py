@@ -1,0 +1,111 @@
+"""The simulated libcuda.so.1 and libnvidia-ml.so.1 of the sandbox, compiled with faults that a test scripts (faults.h).
+
+Nothing of the code under test knows of them: a library finds its table of GPUs and its faults in the folder that it was loaded from,
+and the tests lead the search for libraries there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+NATIVE = HERE.parents[1] / "molecule/shared/sandbox/native"
+VERSION, CUDA = "580.95.05", 13000
+LIBRARIES = {"cuda": "libcuda.so.1", "nvml": "libnvidia-ml.so.1"}
+RTX_5070 = (
+    "{address}|2f04|205e10de|NVIDIA GeForce RTX 5070|GPU-00000000-0000-0000-0000-00000000000{number}|12227|12|0|16|16"
+)
+
+
+def compiler() -> str | None:
+    """The system's C compiler."""
+    return shutil.which("cc")
+
+
+def compile_libraries(folder: Path) -> None:
+    """Compile both libraries."""
+    options = [
+        "-std=gnu11",
+        "-D_GNU_SOURCE",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fvisibility=hidden",
+    ]
+    defines = ["-DSCRIPTED", f'-DVERSION="{VERSION}"', f"-DCUDA_VERSION={CUDA}", f"-I{HERE}"]
+    for source, library in LIBRARIES.items():
+        command = [compiler() or "cc", *options, *defines, "-o", folder / library, NATIVE / f"{source}.c", "-ldl"]
+        subprocess.run(command, check=True)
+
+
+class Driver:
+    """A simulated driver: a folder for each library, so that each can see other GPUs than the other."""
+
+    def __init__(self, compiled: Path) -> None:
+        # pytest's own temporary folders can be entered by their owner alone; the proof runs as somebody else.
+        self.folder = Path(tempfile.mkdtemp(prefix="gpufleet-stubs-"))
+        self.folder.chmod(0o755)
+        for source, library in LIBRARIES.items():
+            (self.folder / source).mkdir()
+            shutil.copy(compiled / library, self.folder / source)
+        self.gpus(2)
+
+    def gpus(self, number: int, *, of: str | None = None) -> None:
+        """So many GPUs, 0000:01:00.0 the first; ``of`` names the one library that shall see them."""
+        rows = [RTX_5070.format(address=f"0000:0{index + 1}:00.0", number=index + 1) + "\n" for index in range(number)]
+        for source in [of] if of else LIBRARIES:
+            (self.folder / source / "gpus").write_text("".join(rows), encoding="ascii")
+
+    def faults(self, *lines: str) -> None:
+        """Script the faults of both libraries."""
+        for source in LIBRARIES:
+            (self.folder / source / "faults").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+
+    @property
+    def search_path(self) -> str:
+        """What leads the loader to the libraries (LD_LIBRARY_PATH)."""
+        return ":".join(str(self.folder / source) for source in LIBRARIES)
+
+    def load(self, names: Sequence[str]) -> ctypes.CDLL:
+        """Load a library, as Host.load_library does."""
+        source = next(source for source, library in LIBRARIES.items() if library == names[0])
+        return ctypes.CDLL(str(self.folder / source / names[0]))
+
+    def users(self) -> list[int]:
+        """The processes that have one of the libraries mapped."""
+        found = []
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            try:
+                if str(self.folder) in maps.read_text(encoding="utf-8", errors="replace"):
+                    found.append(int(maps.parent.name))
+            except OSError:  # ended meanwhile
+                continue
+        return found
+
+
+@pytest.fixture(scope="session")
+def compiled_driver() -> Iterator[Path]:
+    """The folder of the compiled libraries."""
+    if compiler() is None:
+        pytest.skip("the simulated driver needs a C compiler (cc)")
+    with tempfile.TemporaryDirectory(prefix="gpufleet-stubs-") as folder:
+        compile_libraries(Path(folder))
+        yield Path(folder)
+
+
+@pytest.fixture
+def simulated(compiled_driver: Path) -> Iterator[Driver]:
+    """A simulated driver with two healthy GPUs."""
+    driver = Driver(compiled_driver)
+    yield driver
+    shutil.rmtree(driver.folder)

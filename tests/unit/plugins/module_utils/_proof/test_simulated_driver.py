@@ -1,0 +1,235 @@
+"""The proof's own process against a simulated driver whose every call can fail, hang or crash. Only the libraries are simulated."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import child, runner
+
+FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
+LIMIT = 1.5  # seconds for a call of the driver; 60 on hosts
+NOW = 4.0  # seconds within which a fault is told that needs no limit
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host whose kernel module serves two GPUs."""
+    for number, address in enumerate((FIRST, SECOND)):
+        folder = tmp_path / "proc/driver/nvidia/gpus" / address
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t NVIDIA GeForce RTX 5070\nDevice Minor: \t {number}\n")
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / f"dev/nvidia{number}").touch()
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    (tmp_path / "usr/bin/python3").touch(mode=0o755)
+    return Host(root=str(tmp_path))
+
+
+@pytest.fixture
+def prove(environment, simulated, host, monkeypatch):
+    """Prove at level quick within so many seconds; nothing may be left behind."""
+    genuine = child.clean_environment
+
+    def led_to_the_simulated_driver(directory):
+        return {**genuine(directory), "LD_LIBRARY_PATH": simulated.search_path}
+
+    monkeypatch.setattr(child, "clean_environment", led_to_the_simulated_driver)
+    monkeypatch.setattr(runner, "DRIVER_LIMIT", LIMIT)
+
+    def run(seconds=NOW, **request):
+        started = time.monotonic()
+        result = runner.prove([{"name": "base", "python": environment.python}], time_limit=60.0, host=host, **request)
+        assert time.monotonic() - started < seconds
+        assert simulated.users() == []
+        return result["environments"][0]
+
+    return run
+
+
+def of_driver(result, name):
+    return next(check for check in result["checks"] if check["id"] == name)
+
+
+def kernel_on(result, address):
+    checks = next(gpu["checks"] for gpu in result["gpus"] if gpu["pci_address"] == address)
+    return next(check for check in checks if check["id"] == "gpu.driver_kernel")
+
+
+def cases(*numbers):
+    return [pytest.param(number, f"cuda_{number}", marks=pytest.mark.failure(f"cuda_{number}")) for number in numbers]
+
+
+# ---- what is right --------------------------------------------------------------------------------------------------
+
+
+def test_the_simulated_driver_passes_the_drivers_checks(prove):
+    result = prove()
+    assert of_driver(result, "driver.init")["evidence"] == "libcuda speaks CUDA 13.0 and sees 2 GPUs"
+    assert of_driver(result, "driver.gpus")["status"] == "passed"
+    assert [kernel_on(result, address)["status"] for address in (FIRST, SECOND)] == ["passed", "passed"]
+    assert {gpu["name"] for gpu in result["gpus"]} == {"NVIDIA GeForce RTX 5070"}
+
+
+def test_a_slow_driver_is_waited_for(prove, simulated):
+    simulated.faults("cuInit * 1 delay 300", "cuCtxCreate_v2 1 1 delay 300")
+    result = prove()
+    assert [kernel_on(result, address)["status"] for address in (FIRST, SECOND)] == ["passed", "passed"]
+    assert of_driver(result, "driver.init")["ms"] >= 300
+
+
+# ---- error codes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), cases(3, 34, 100, 304, 802, 803, 804, 999))
+def test_what_keeps_cuda_from_starting_is_named_with_a_remedy(prove, simulated, number, code):
+    simulated.faults(f"cuInit * 1 return {number}")
+    result = prove()
+    found = of_driver(result, "driver.init")
+    assert (found["status"], found["code"]) == ("failed", code)
+    assert "cuInit: CUDA_ERROR_" in found["evidence"]
+    assert f"({number})" in found["evidence"]
+    assert len(found["remedy"]) > 20
+    assert (result["verdict"], result["gpus"]) == ("failed", [])
+    assert "driver.init" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "code"),
+    [
+        pytest.param(function, number, f"cuda_{number}", marks=pytest.mark.failure(f"cuda_{number}"))
+        for function, numbers in {
+            "cuCtxCreate_v2": (2, 46, 101, 999),
+            "cuModuleLoadData": (200, 209, 218, 221, 222),
+            "cuLaunchKernel": (801,),
+            "cuCtxSynchronize": (214, 220, 700, 702, 710, 714, 715, 719),
+        }.items()
+        for number in numbers
+    ],
+)
+def test_what_fails_on_one_gpu_is_named_and_the_other_gpu_is_proven(prove, simulated, function, number, code):
+    simulated.faults(f"{function} 1 1 return {number}")
+    result = prove()
+    found = kernel_on(result, SECOND)
+    assert (found["status"], found["code"]) == ("failed", code)
+    assert f"{function}: CUDA_ERROR_" in found["evidence"]
+    assert len(found["remedy"]) > 20
+    assert kernel_on(result, FIRST)["status"] == "passed"
+    assert result["verdict"] == "failed"
+
+
+def test_an_error_that_nobody_knows_keeps_its_number(prove, simulated):
+    simulated.faults("cuCtxSynchronize 1 1 return 913")
+    found = kernel_on(prove(), SECOND)
+    assert (found["code"], found["evidence"]) == ("cuda_913", "cuCtxSynchronize: unknown error (913)")
+
+
+@pytest.mark.failure("wrong_result")
+def test_wrong_numbers_fail_the_gpu_that_computed_them(prove, simulated):
+    simulated.faults("cuLaunchKernel 1 1 wrong 3")
+    result = prove()
+    found = kernel_on(result, SECOND)
+    assert found["code"] == "wrong_result"
+    assert "3 of 50021 values are wrong, for example value 50018" in found["evidence"]
+    assert kernel_on(result, FIRST)["status"] == "passed"
+
+
+# ---- GPUs that are not there ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.failure("gpu_missing")
+def test_a_gpu_that_the_module_serves_and_cuda_does_not_show_is_missing(prove, simulated):
+    simulated.gpus(1, of="cuda")
+    result = prove()
+    found = of_driver(result, "driver.gpus")
+    assert (found["code"], found["evidence"]) == ("gpu_missing", f"CUDA does not show {SECOND}")
+    assert kernel_on(result, FIRST)["status"] == "passed"
+    assert result["verdict"] == "failed"
+
+
+@pytest.mark.failure("cuda_100")
+def test_hidden_devices_are_no_pass(prove, simulated):
+    simulated.gpus(0, of="cuda")
+    result = prove()
+    assert of_driver(result, "driver.init")["code"] == "cuda_100"
+    assert result["verdict"] == "failed"
+
+
+@pytest.mark.failure("cuda_719")
+def test_a_gpu_that_is_lost_in_the_middle_fails_although_it_began_well(prove, simulated):
+    simulated.faults("cuMem* 1 4 return 719")
+    result = prove()
+    assert kernel_on(result, SECOND)["code"] == "cuda_719"
+    assert "cuMemcpyHtoD_v2" in kernel_on(result, SECOND)["evidence"]
+    assert kernel_on(result, FIRST)["status"] == "passed"
+
+
+@pytest.mark.failure("library_missing")
+@pytest.mark.parametrize("content", [None, b"", b"\x7fELF damaged"], ids=["missing", "empty", "damaged"])
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a driver of its own")
+def test_a_libcuda_that_cannot_be_loaded_is_named(prove, simulated, content):
+    library = simulated.folder / "cuda/libcuda.so.1"
+    library.unlink()
+    if content is not None:
+        library.write_bytes(content)
+    found = of_driver(prove(), "driver.init")
+    assert found["code"] == "library_missing"
+    assert "libcuda.so.1" in found["evidence"]
+
+
+# ---- hung, crashed, killed, stopped ---------------------------------------------------------------------------------
+
+
+@pytest.mark.failure("timed_out")
+@pytest.mark.parametrize(
+    "fault",
+    ["cuCtxCreate_v2 1 1 hang 0", "cuCtxSynchronize 1 1 hang 0", "cuCtxDestroy_v2 1 1 hang 0"],
+    ids=["before its work", "in its work", "after its work"],
+)
+def test_a_gpu_that_hangs_costs_the_limit_and_the_other_is_proven(prove, simulated, fault):
+    simulated.faults(fault, "cuLaunchKernel 1 1 delay 300")  # the other is ready first
+    result = prove(seconds=LIMIT + NOW)
+    found = kernel_on(result, SECOND)
+    assert (found["status"], found["code"]) == ("failed", "timed_out")
+    assert kernel_on(result, FIRST)["status"] == "passed"
+    assert result["verdict"] == "failed"
+
+
+@pytest.mark.failure("timed_out")
+@pytest.mark.parametrize(
+    "fault",
+    ["nvmlInit_v2 * 1 hang 0", "nvmlDeviceGetComputeRunningProcesses_v3 1 1 signal 19", "cuInit * 1 hang 0"],
+    ids=["NVML hangs", "NVML stops the process", "CUDA hangs"],
+)
+def test_a_driver_that_does_not_answer_costs_the_limit(prove, simulated, fault):
+    simulated.faults(fault)
+    result = prove(seconds=LIMIT + NOW)
+    assert (result["verdict"], result["proven"]) == ("failed", None)
+    assert of_driver(result, "driver.end")["code"] == "timed_out"
+    assert of_driver(result, "python.end")["status"] == "passed"
+
+
+@pytest.mark.failure("timed_out")
+def test_a_process_that_the_driver_stops_costs_the_limit(prove, simulated):
+    simulated.faults("cuCtxSynchronize 1 1 signal 19")
+    assert kernel_on(prove(seconds=LIMIT + NOW), SECOND)["code"] == "timed_out"
+
+
+@pytest.mark.failure("crashed")
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ("nvmlInit_v2 * 1 signal 7", "SIGBUS"),
+        ("cuInit * 1 signal 4", "SIGILL"),
+        ("cuModuleLoadData 1 1 signal 11", "SIGSEGV"),
+        ("cuCtxSynchronize 1 1 signal 9", "SIGKILL"),
+    ],
+)
+def test_a_driver_that_crashes_is_named_by_its_signal(prove, simulated, fault, name):
+    simulated.faults(fault)
+    result = prove()
+    found = of_driver(result, "driver.end")
+    assert (found["code"], result["verdict"]) == ("crashed", "failed")
+    assert name in found["evidence"]
