@@ -33,7 +33,7 @@ from . import (
     system,
     web,
 )
-from .host import KIB, Host, reason
+from .host import Host, reason
 
 SCHEMA = 1
 _FOREIGN_LIMIT = 5.0  # seconds
@@ -189,10 +189,7 @@ def _driver(
     host: Host, database: packages.Inventory | None, locks: list[dict[str, Any]], notes: _Notes
 ) -> dict[str, Any]:
     """What files say of the driver; NVML and libcuda add to it in the end."""
-    text = notes.attempt("driver.loaded_version", host.text, "/proc/driver/nvidia/version", 64 * KIB)
-    version, flavor = proc.nvidia_version(text or "")
-    if version is None:
-        version = (notes.attempt("driver.loaded_version", host.text, "/sys/module/nvidia/version", KIB) or "").strip()
+    version, flavor = notes.attempt("driver.loaded_version", proc.loaded_driver, host) or (None, None)
     interrupted = database.interrupted if database else None
     busy = health.changing_packages(locks)
     if busy:  # what looks half-done is being done
@@ -200,7 +197,7 @@ def _driver(
         notes.add("driver.interrupted", f"{busy} changes packages right now")
     userspace = notes.attempt("driver.userspace_version", driver.userspace_version, host)
     return {
-        "loaded_version": version or None,
+        "loaded_version": version,
         "loaded_flavor": flavor,
         "userspace_version": userspace,
         "branch": None,

@@ -36,6 +36,12 @@ def nvidia_version(text: str) -> tuple[str | None, str | None]:
     return match.group(2), "open" if "Open Kernel Module" in match.group(1) else "proprietary"
 
 
+def loaded_driver(host: Host) -> tuple[str | None, str | None]:
+    """Return (version, flavor) of the loaded kernel module; in WSL2 it is Windows' own and not to be seen here."""
+    version, flavor = nvidia_version(host.text("/proc/driver/nvidia/version", 64 * KIB) or "")
+    return version or (host.text("/sys/module/nvidia/version", KIB) or "").strip() or None, flavor
+
+
 def kind_of(command: str, devices: Collection[str]) -> str:
     """Return compute, graphics or daemon for a process that holds these /dev/nvidia* files.
 
