@@ -69,6 +69,13 @@ def choose_account(user: str | None) -> Account:
     raise AccountError(f"neither '{BUILD_ACCOUNT}' nor 'nobody' is an unprivileged account of this host")
 
 
+class Step(NamedTuple):
+    """Something that a script has begun."""
+
+    name: str
+    gpu: str | None
+
+
 class Captured:
     """The beginning and the end of a stream, however long it is."""
 
@@ -91,10 +98,15 @@ class Captured:
 
 
 class Child:
-    """One script in one foreign interpreter."""
+    """One script in one foreign interpreter.
 
-    def __init__(self, deadline: float) -> None:
+    `limit_of` says how many seconds after one of its records the step that the record begins must have ended, if there
+    is such a limit. The step ends with the record of its check, and the last one with the process.
+    """
+
+    def __init__(self, deadline: float, limit_of: Callable[[dict[str, Any]], float | None] | None = None) -> None:
         self.deadline = deadline
+        self.overdue: Step | None = None  # what was still running at its own limit
         self.records: list[dict[str, Any]] = []
         self.garbage: str | None = None  # what came over the record pipe and is no record
         self.start_error: str | None = None
@@ -102,6 +114,8 @@ class Child:
         self.unkillable = False
         self.done = False
         self.output = Captured()
+        self._limit_of = limit_of
+        self._steps: dict[Step, float] = {}  # what runs, and until when it may
         self._buffer = bytearray()
         self._received = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -204,7 +218,12 @@ class Child:
         # WNOWAIT: while the dead leader is not reaped, its process group's number cannot be somebody else's.
         if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
             self._finish(self._process)
-        elif time.monotonic() >= self.deadline:
+            return
+        step = min(self._steps, key=lambda running: self._steps[running], default=None)
+        now = time.monotonic()
+        if step is not None and now >= self._steps[step]:
+            self.overdue = step
+        if now >= self.deadline or self.overdue is not None:
             self.timed_out = True
             self._finish(self._process)
 
@@ -240,8 +259,18 @@ class Child:
                 record = None
             if isinstance(record, dict):
                 self.records.append(record)
+                self._time(record)
             elif self.garbage is None:
                 self.garbage = line[:200].decode(errors="replace")
+
+    def _time(self, record: dict[str, Any]) -> None:
+        step = Step(str(record.get("id")), str(record["gpu"]) if record.get("gpu") else None)
+        if record.get("event") == "check":
+            self._steps.pop(step, None)
+        elif self._limit_of is not None:
+            limit = self._limit_of(record)
+            if limit is not None:
+                self._steps.setdefault(step, time.monotonic() + limit)
 
 
 def clean_environment(directory: str) -> dict[str, str]:
@@ -316,7 +345,8 @@ class Nursery:
                 for child in self.children:
                     for descriptor in child.streams():
                         selector.register(descriptor, selectors.EVENT_READ, child)
-                for key, _events in selector.select(timeout=0.02):
+                # A child without streams is ending: nothing but the time tells when it has.
+                for key, _events in selector.select(timeout=0.02 if selector.get_map() else 0.001):
                     key.data.read(key.fd)
             for child in self.children:
                 child.advance()

@@ -218,8 +218,8 @@ def run_kernel(cuda: Cuda, index: int, words: tuple[array[int], array[int], arra
         cuda("cuMemcpyDtoH_v2", ctypes.c_void_p(out.buffer_info()[0]), pointers[2], ctypes.c_size_t(size))
     finally:
         cuda.library.cuCtxDestroy_v2(context)  # after an error it fails as well, and would hide the first error
-    wrong = [i for i, (is_now, must_be) in enumerate(zip(out, expected)) if is_now != must_be]
-    if wrong:
+    if out != expected:
+        wrong = [i for i, (is_now, must_be) in enumerate(zip(out, expected)) if is_now != must_be]
         at = wrong[0]
         raise ArithmeticError(
             f"{len(wrong)} of {COUNT} values are wrong, for example value {at} is {out[at]}, expected {expected[at]}"
@@ -229,11 +229,20 @@ def run_kernel(cuda: Cuda, index: int, words: tuple[array[int], array[int], arra
 
 def main(arguments: list[str]) -> None:
     records = Records(int(arguments[1]))
-    try:
-        busy: dict[str, list[int] | None] = compute_processes()
-    except (OSError, AttributeError) as error:  # no NVML, or one too old to tell: libcuda's own error says more
-        busy = {}
-        records.write(event="nvml", error=str(error))
+    busy: dict[str, list[int] | None] = {}
+    words: list[tuple[array[int], array[int], array[int]]] = []
+
+    def ask_nvml() -> None:
+        try:
+            busy.update(compute_processes())
+        except (OSError, AttributeError) as error:  # no NVML, or one too old to tell: libcuda's own error says more
+            records.write(event="nvml", error=str(error))
+
+    # Both while CUDA starts, which takes longer than either; whoever calls the driver never waits for whoever computes.
+    sys.setswitchinterval(0.0001)
+    meanwhile = [threading.Thread(target=ask_nvml), threading.Thread(target=lambda: words.append(make_words()))]
+    for thread in meanwhile:
+        thread.start()
     cuda: list[Cuda] = []
     gpus: list[dict[str, Any]] = []
     version = ctypes.c_int()
@@ -247,7 +256,10 @@ def main(arguments: list[str]) -> None:
         gpus.extend(describe(cuda[0], index) for index in range(count.value))
         return f"libcuda speaks CUDA {version.value // 1000}.{version.value % 1000 // 10} and sees {len(gpus)} GPUs"
 
-    if not records.check("driver.init", start):
+    started = records.check("driver.init", start)
+    for thread in meanwhile:
+        thread.join()
+    if not started:
         records.write(event="end")
         return
     for gpu in gpus:
@@ -255,12 +267,11 @@ def main(arguments: list[str]) -> None:
     records.write(event="gpus", gpus=gpus)
     with os.fdopen(int(arguments[2])) as control:
         chosen = json.loads(control.readline() or "{}").get("gpus") or []
-    words = make_words()
     threads = []
     for gpu in gpus:
         if gpu["pci_address"] not in chosen:
             continue
-        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words), gpu["pci_address"])
+        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words[0]), gpu["pci_address"])
         threads.append(threading.Thread(target=records.check, args=check))
         threads[-1].start()
     for thread in threads:
