@@ -571,6 +571,17 @@ observation:
           description: Content of the current release's stamp, or null.
           type: dict
           sample: null
+        stamp_digest:
+          description: SHA-256 of the file of the current release's stamp.
+          type: str
+          sample: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+        verdict:
+          description: >-
+            The stamp of the last proof, as M(gpufleet.workstation.cuda_verify) wrote it. Whether it still says anything of the host
+            as it is now, the plan decides. Null where there is none, and where it cannot be trusted; RV(observation.unknown)
+            says so then.
+          type: dict
+          sample: null
     runtime:
       description: >-
         What the files of each launch context set. C(etc_environment) has C(block) (the text between the collection's markers,

@@ -16,6 +16,7 @@ import os
 import re
 from typing import Any
 
+from .._proof import stamp as proofs
 from .._release import contents
 from .._release import manifest as manifests
 from .accounts import group_name, user_name
@@ -63,6 +64,8 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
         "companions": {},
         "integrity": None,
         "stamp": None,
+        "stamp_digest": None,
+        "verdict": None,
     }
     state = host.lstat(path)
     if state:
@@ -75,6 +78,11 @@ def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]]
         found["stamp"] = _stamp(host, path, current)
     except (OSError, Unreadable, ValueError) as error:
         unknown.append({"what": f"{what}.stamp", "why": f"{path}/stamps/{current}.json: {error}"})
+    try:
+        found["stamp_digest"] = proofs.digest_of(host, f"{path}/stamps/{current}.json")
+        found["verdict"] = proofs.read(host, name)
+    except (OSError, Unreadable, proofs.NoStamp) as error:
+        unknown.append({"what": f"{what}.verdict", "why": str(error)})
     for key in ("owner", "group"):  # whom the release was built for; the folder itself is root's
         named = (found["stamp"] or {}).get(key)
         found[key] = named if isinstance(named, str) else found[key]

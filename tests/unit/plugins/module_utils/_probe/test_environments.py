@@ -10,12 +10,36 @@ import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import environments
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import stamp
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import contents, manifest
 
 ROOT = "/opt/gpufleet/envs"
 RELEASE = "2.9.1-cu128-1a2b3c4d"
 SITE = f"{ROOT}/base/releases/{RELEASE}/lib/python3.11/site-packages"
 INTACT = {"status": "ok", "missing": 0, "changed": 0, "added": 0, "examples": []}
+
+
+@pytest.fixture
+def proof(monkeypatch):
+    """The stamp of a proof; whoever runs the tests is root to it."""
+    monkeypatch.setattr(stamp, "OWNER", os.getuid())
+    return {
+        **dict.fromkeys(("reason", "remedy"), ""),
+        **dict.fromkeys(("driver", "flavor", "userspace", "variables"), None),
+        "schema": 1,
+        "environment": "base",
+        "verdict": "passed",
+        "level": "static",
+        "asked": "static",
+        "release": RELEASE,
+        "release_digest": "0" * 64,
+        "boot_id": "1f3f0bd4-5f1f-4c9b-8a52-0ff25cb5d1ad",
+        "sm": ["sm_120"],
+        "gpus": [],
+        "proven_at": "2026-11-22T19:00:00Z",
+        "torch": "2.9.1+cu128",
+        "checks": {"passed": 9, "failed": [], "not_run": []},
+    }
 
 
 def _observe(tree, wanted=(), unknown=None):
@@ -25,7 +49,8 @@ def _observe(tree, wanted=(), unknown=None):
 def test_an_intact_environment(debian):
     unknown = []
     (found,) = _observe(debian.environment(), unknown=unknown)
-    stamp = found.pop("stamp")
+    stamp, digest = found.pop("stamp"), found.pop("stamp_digest")
+    assert digest == hashlib.sha256(debian.host().read_bytes(f"{ROOT}/base/stamps/{RELEASE}.json")).hexdigest()
     owner, group = found.pop("owner"), found.pop("group")
     assert stamp["id"] == RELEASE
     assert isinstance(owner, str)
@@ -46,8 +71,28 @@ def test_an_intact_environment(debian):
         },
         "companions": {"torchvision": "0.24.1+cu128", "torchaudio": "2.9.1"},
         "integrity": INTACT,
+        "verdict": None,
     }
     assert unknown == []
+
+
+def test_the_stamp_of_the_last_proof_is_shown(debian, proof):
+    debian.environment().file(f"{stamp.FOLDER}/base.json", json.dumps(proof))
+    unknown = []
+    (found,) = _observe(debian, unknown=unknown)
+    assert (found["verdict"], unknown) == (proof, [])
+
+
+def test_a_stamp_of_a_proof_that_is_not_to_be_trusted_is_none_and_is_said_so(debian, proof):
+    debian.environment().file(f"{stamp.FOLDER}/base.json", json.dumps(proof))
+    debian.path(f"{stamp.FOLDER}/base.json").chmod(0o666)
+    unknown = []
+    (found,) = _observe(debian, unknown=unknown)
+    assert found["verdict"] is None
+    assert found["torch"]["version"] == "2.9.1+cu128"
+    assert [(row["what"], "nobody else can write" in row["why"]) for row in unknown] == [
+        ("environments[base].verdict", True)
+    ]
 
 
 def test_owner_and_group_are_those_of_the_stamp(debian):
