@@ -241,8 +241,6 @@ def main(arguments: list[str]) -> None:
     # Both while CUDA starts, which takes longer than either; whoever calls the driver never waits for whoever computes.
     sys.setswitchinterval(0.0001)
     meanwhile = [threading.Thread(target=ask_nvml), threading.Thread(target=lambda: words.append(make_words()))]
-    for thread in meanwhile:
-        thread.start()
     cuda: list[Cuda] = []
     gpus: list[dict[str, Any]] = []
     version = ctypes.c_int()
@@ -256,10 +254,16 @@ def main(arguments: list[str]) -> None:
         gpus.extend(describe(cuda[0], index) for index in range(count.value))
         return f"libcuda speaks CUDA {version.value // 1000}.{version.value % 1000 // 10} and sees {len(gpus)} GPUs"
 
-    started = records.check("driver.init", start)
-    for thread in meanwhile:
-        thread.join()
-    if not started:
+    def start_both() -> str:
+        for thread in meanwhile:
+            thread.start()
+        try:
+            return start()
+        finally:
+            for thread in meanwhile:
+                thread.join()
+
+    if not records.check("driver.init", start_both):
         records.write(event="end")
         return
     for gpu in gpus:

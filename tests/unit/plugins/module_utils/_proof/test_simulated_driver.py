@@ -207,7 +207,7 @@ def test_a_driver_that_does_not_answer_costs_the_limit(prove, simulated, fault):
     simulated.faults(fault)
     result = prove(seconds=LIMIT + NOW)
     assert (result["verdict"], result["proven"]) == ("failed", None)
-    assert of_driver(result, "driver.end")["code"] == "timed_out"
+    assert [of_driver(result, name)["code"] for name in ("driver.init", "driver.end")] == ["timed_out", "timed_out"]
     assert of_driver(result, "python.end")["status"] == "passed"
 
 
