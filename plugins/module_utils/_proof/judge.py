@@ -13,7 +13,7 @@ import re
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from .._compat import sass
-from . import remedies
+from . import failures
 
 LEVELS = ("static", "quick")
 GPU_CHECKS: tuple[tuple[str, tuple[int, int]], ...] = (
@@ -77,7 +77,7 @@ def _check(name: str, status: str, evidence: str, code: str | None, values: dict
         "code": code,
         "values": values,
         "ms": None,
-        "remedy": remedies.remedy(code) if code else None,
+        "remedy": failures.remedy(code) if code else None,
     }
 
 
@@ -121,9 +121,9 @@ def _from_record(record: dict[str, Any]) -> Check:
     if status != "passed":
         status = "failed"
         code = record.get("code")
-        if code not in remedies.REMEDIES:
+        if not isinstance(code, str) or code not in failures.TABLE:
             error = _mapping(record.get("error"))
-            code = remedies.code_of(name, error.get("number"), error.get("type"), evidence)
+            code = failures.code_of(name, error.get("number"), error.get("type"), evidence)
     check = _check(name, status, evidence, code, _mapping(record.get("values")))
     check["ms"] = record.get("ms")
     return check
