@@ -48,6 +48,11 @@ def compile_libraries(folder: Path) -> None:
         subprocess.run(command, check=True)
 
 
+def address(index: int) -> str:
+    """Where on the bus a GPU is."""
+    return f"0000:{index + 1:02x}:00.0"
+
+
 class Driver:
     """A simulated driver: a folder for each library, so that each can see other GPUs than the other."""
 
@@ -61,8 +66,8 @@ class Driver:
         self.gpus(2)
 
     def gpus(self, number: int, *, of: str | None = None) -> None:
-        """So many GPUs, 0000:01:00.0 the first; ``of`` names the one library that shall see them."""
-        rows = [RTX_5070.format(address=f"0000:0{index + 1}:00.0", number=index + 1) + "\n" for index in range(number)]
+        """So many GPUs, up to 16; ``of`` names the one library that shall see them."""
+        rows = [RTX_5070.format(address=address(index), number=index + 1) + "\n" for index in range(number)]
         for source in [of] if of else LIBRARIES:
             (self.folder / source / "gpus").write_text("".join(rows), encoding="ascii")
 

@@ -7,18 +7,20 @@ import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import child, runner
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import child, failures, runner
+from simulated import address
 
-FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
+GPUS = 16  # as many as the simulated driver can have
+FIRST, SECOND = address(0), address(1)
 LIMIT = 1.5  # seconds for a call of the driver; 60 on hosts
 NOW = 4.0  # seconds within which a fault is told that needs no limit
 
 
 @pytest.fixture
 def host(tmp_path):
-    """A host whose kernel module serves two GPUs."""
-    for number, address in enumerate((FIRST, SECOND)):
-        folder = tmp_path / "proc/driver/nvidia/gpus" / address
+    """A host with a kernel module that serves two GPUs."""
+    for number, where in enumerate((FIRST, SECOND)):
+        folder = tmp_path / "proc/driver/nvidia/gpus" / where
         folder.mkdir(parents=True)
         (folder / "information").write_text(f"Model: \t\t NVIDIA GeForce RTX 5070\nDevice Minor: \t {number}\n")
         (tmp_path / "dev").mkdir(exist_ok=True)
@@ -53,8 +55,8 @@ def of_driver(result, name):
     return next(check for check in result["checks"] if check["id"] == name)
 
 
-def kernel_on(result, address):
-    checks = next(gpu["checks"] for gpu in result["gpus"] if gpu["pci_address"] == address)
+def kernel_on(result, where):
+    checks = next(gpu["checks"] for gpu in result["gpus"] if gpu["pci_address"] == where)
     return next(check for check in checks if check["id"] == "gpu.driver_kernel")
 
 
@@ -69,14 +71,14 @@ def test_the_simulated_driver_passes_the_drivers_checks(prove):
     result = prove()
     assert of_driver(result, "driver.init")["evidence"] == "libcuda speaks CUDA 13.0 and sees 2 GPUs"
     assert of_driver(result, "driver.gpus")["status"] == "passed"
-    assert [kernel_on(result, address)["status"] for address in (FIRST, SECOND)] == ["passed", "passed"]
+    assert [kernel_on(result, where)["status"] for where in (FIRST, SECOND)] == ["passed", "passed"]
     assert {gpu["name"] for gpu in result["gpus"]} == {"NVIDIA GeForce RTX 5070"}
 
 
 def test_a_slow_driver_is_waited_for(prove, simulated):
     simulated.faults("cuInit * 1 delay 300", "cuCtxCreate_v2 1 1 delay 300")
     result = prove()
-    assert [kernel_on(result, address)["status"] for address in (FIRST, SECOND)] == ["passed", "passed"]
+    assert [kernel_on(result, where)["status"] for where in (FIRST, SECOND)] == ["passed", "passed"]
     assert of_driver(result, "driver.init")["ms"] >= 300
 
 
@@ -96,27 +98,39 @@ def test_what_keeps_cuda_from_starting_is_named_with_a_remedy(prove, simulated, 
     assert "driver.init" in result["reason"]
 
 
-@pytest.mark.parametrize(
-    ("function", "number", "code"),
-    [
-        pytest.param(function, number, f"cuda_{number}", marks=pytest.mark.failure(f"cuda_{number}"))
-        for function, numbers in {
-            "cuCtxCreate_v2": (2, 46, 101, 999),
-            "cuModuleLoadData": (200, 209, 218, 221, 222),
-            "cuLaunchKernel": (801,),
-            "cuCtxSynchronize": (214, 220, 700, 702, 710, 714, 715, 719),
-        }.items()
-        for number in numbers
-    ],
-)
-def test_what_fails_on_one_gpu_is_named_and_the_other_gpu_is_proven(prove, simulated, function, number, code):
-    simulated.faults(f"{function} 1 1 return {number}")
+FAULTS = {
+    "cuCtxCreate_v2": (2, 46, 101, 999),
+    "cuModuleLoadData": (200, 209, 218, 221, 222),
+    "cuLaunchKernel": (801,),
+    "cuCtxSynchronize": (214, 220, 700, 702, 710, 714, 715, 719),
+}
+ALL = [int(row.code[len("cuda_") :]) for row in failures.TABLE.values() if row.title.startswith("CUDA_ERROR_")]
+LIKELY = [(function, number) for function, numbers in FAULTS.items() for number in numbers]
+ELSE = [("cuCtxSynchronize", number) for number in ALL if number not in {number for _function, number in LIKELY}]
+
+
+def several_at_once(faults):
+    """As many faults in one case as a host has GPUs, but for one."""
+    cases = []
+    for start in range(0, len(faults), GPUS - 1):
+        chosen = faults[start : start + GPUS - 1]
+        codes = [f"cuda_{number}" for _function, number in chosen]
+        cases.append(pytest.param(chosen, marks=pytest.mark.failure(*codes), id=f"{codes[0]} to {codes[-1]}"))
+    return cases
+
+
+@pytest.mark.parametrize("faults", several_at_once(LIKELY + ELSE))
+def test_what_fails_on_one_gpu_is_named_and_the_others_are_proven(prove, simulated, faults):
+    simulated.gpus(len(faults) + 1)
+    simulated.faults(*(f"{function} {index} 1 return {number}" for index, (function, number) in enumerate(faults)))
     result = prove()
-    found = kernel_on(result, SECOND)
-    assert (found["status"], found["code"]) == ("failed", code)
-    assert f"{function}: CUDA_ERROR_" in found["evidence"]
-    assert len(found["remedy"]) > 20
-    assert kernel_on(result, FIRST)["status"] == "passed"
+    for index, (function, number) in enumerate(faults):
+        found = kernel_on(result, address(index))
+        assert (found["status"], found["code"]) == ("failed", f"cuda_{number}")
+        assert found["evidence"].startswith(f"{function}: ")
+        assert found["evidence"].endswith(f"({number})")
+        assert found["remedy"] == failures.remedy(f"cuda_{number}")
+    assert kernel_on(result, address(len(faults)))["status"] == "passed"
     assert result["verdict"] == "failed"
 
 
