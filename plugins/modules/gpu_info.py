@@ -343,6 +343,86 @@ observation:
           description: The kernel driver that is bound to it, C(nvidia), C(nouveau), C(vfio-pci) or null.
           type: str
           sample: nvidia
+        lost:
+          description: >-
+            Why it counts as lost, or null: the PCI bus lists it and reads 0xffff, or the driver says that it is lost. It is then in
+            RV(observation.health.missing_gpus) too.
+          type: str
+          sample: null
+        health:
+          description: >-
+            What the card says of its own state, from NVML; null without a driver that answers. Each value is C(not_applicable) where the
+            card, or the mode that it is in, has no such thing (NVML_ERROR_NOT_SUPPORTED), and null where it could not be read or the
+            driver is older than the question.
+          type: dict
+          contains:
+            ecc:
+              description: >-
+                Errors of the memories with error correction: C(enabled), and numbers of errors that were C(corrected_volatile),
+                C(uncorrected_volatile) (since the driver was loaded), C(corrected_total) and C(uncorrected_total) (in the card's life),
+                from nvmlDeviceGetEccMode and nvmlDeviceGetTotalEccErrors; C(sram_threshold_exceeded), whether the caches made more errors
+                than a good card does, from nvmlDeviceGetSramEccErrorStatus.
+              type: raw
+              sample:
+                enabled: true
+                corrected_volatile: 0
+                uncorrected_volatile: 0
+                corrected_total: 3
+                uncorrected_total: 0
+                sram_threshold_exceeded: false
+            retired_pages:
+              description: >-
+                Numbers of pages of memory that are out of use, for errors of a C(single_bit) or a C(double_bit), and whether more are
+                C(pending) until a reboot (nvmlDeviceGetRetiredPages). Cards before Ampere have them.
+              type: raw
+              sample: not_applicable
+            remapped_rows:
+              description: >-
+                Numbers of rows of memory that spare ones replace, for errors that were C(corrected) or C(uncorrected), whether more are
+                C(pending) until the next reset, and whether there was a C(failure) to replace one (nvmlDeviceGetRemappedRows). Data
+                center cards since Ampere have them.
+              type: raw
+              sample: {corrected: 0, uncorrected: 0, pending: false, failure: false}
+            recovery_action:
+              description: >-
+                What the driver wants done to the GPU: C(none), C(gpu_reset), C(node_reboot), C(drain_p2p), C(drain_and_reset),
+                C(recover_imex_domain), C(bus_reset) or C(system_reboot) (NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, drivers since 570).
+              type: str
+              sample: none
+            throttle:
+              description: >-
+                Why the clocks are lower than they could be at this moment (nvmlDeviceGetCurrentClocksEventReasons, drivers since 535). Bad
+                signs are C(hw_slowdown), C(hw_thermal_slowdown), C(hw_power_brake_slowdown) and C(sw_thermal_slowdown); C(gpu_idle),
+                C(applications_clocks_setting), C(sw_power_cap), C(sync_boost), C(display_clock_setting), C(board_limit) and C(reliability)
+                are not.
+              type: raw
+              sample: [gpu_idle]
+            temperature_c:
+              description: Temperature of the chip in degrees Celsius (nvmlDeviceGetTemperature).
+              type: raw
+              sample: 41
+            power:
+              description: >-
+                In watts C(limit_w) (in force), C(default_limit_w), C(max_limit_w) and C(draw_w) (nvmlDeviceGetPowerManagementLimit,
+                DefaultLimit and LimitConstraints, nvmlDeviceGetPowerUsage).
+              type: raw
+              sample: {limit_w: 250.0, default_limit_w: 250.0, max_limit_w: 287.5, draw_w: 11.2}
+            compute_mode:
+              description: C(default), C(exclusive_process) or C(prohibited) (nvmlDeviceGetComputeMode).
+              type: str
+              sample: default
+            bar1_mib:
+              description: >-
+                Size in MiB of the window through which the processor reaches the card's memory (nvmlDeviceGetBAR1MemoryInfo). With
+                resizable BAR it is as large as the memory, else mostly 256.
+              type: raw
+              sample: 16384
+            mig:
+              description: >-
+                C(enabled) and C(pending) (after the next reset) of MIG, and C(instances), the parts that the card is split into, each with
+                C(uuid), C(name) and C(memory_mib) (nvmlDeviceGetMigMode, nvmlDeviceGetMigDeviceHandleByIndex).
+              type: raw
+              sample: not_applicable
         source:
           description: The best source that names it, C(nvml), C(libcuda) or C(pci).
           type: str
@@ -593,6 +673,11 @@ observation:
         profile_d: {path: /etc/profile.d/gpufleet.sh, values: {TOKENIZERS_PARALLELISM: "false"}}
         environment_d: {path: /etc/environment.d/50-gpufleet.conf, values: {TOKENIZERS_PARALLELISM: "false"}}
         system_conf_d: {path: /etc/systemd/system.conf.d/50-gpufleet.conf, values: {TOKENIZERS_PARALLELISM: "false"}}
+        breaking:
+          - where: /etc/profile.d/cuda.sh
+            name: CUDA_LAUNCH_BLOCKING
+            value: "1"
+            why: every kernel launch waits for the GPU, which slows all programs; it is for debugging
     files:
       description: >-
         For each path of O(files) its C(sha256) (null for what is not a file), C(mode), C(owner), C(group) and C(type)
@@ -606,7 +691,7 @@ observation:
           group: root
           type: file
     health:
-      description: What can stop an installation.
+      description: What can stop an installation, and what happened to the GPUs. Their own state is in RV(observation.gpus).
       type: dict
       contains:
         disk:
@@ -626,6 +711,94 @@ observation:
           type: list
           elements: dict
           sample: [{path: /var/lib/dpkg/lock-frontend, holder: unattended-upgr (process 812)}]
+        xid:
+          description: >-
+            The driver's Xid messages of this boot (/dev/kmsg) and of the last 30 days (the journal), the newest last, at most 100.
+            Those of one boot with the same GPU and number are one entry. Null where no log can be read; empty where no driver is
+            loaded and no GPU is remembered.
+          type: list
+          elements: dict
+          contains:
+            at:
+              description: When it came first, in UTC.
+              type: str
+              sample: "2026-11-22T18:04:10Z"
+            last_at:
+              description: When it came last, in UTC.
+              type: str
+              sample: "2026-11-22T18:04:12Z"
+            count:
+              description: How often it came.
+              type: int
+              sample: 3
+            this_boot:
+              description: Whether that was since the last boot.
+              type: bool
+              sample: true
+            pci_address:
+              description: The GPU.
+              type: str
+              sample: "0000:01:00.0"
+            number:
+              description: Its number.
+              type: int
+              sample: 79
+            title:
+              description: What the number means, in a few words.
+              type: str
+              sample: GPU has fallen off the bus
+            action:
+              description: What has to be done, C(ignore), C(restart_app), C(reset), C(reboot) or C(inspect).
+              type: str
+              sample: reboot
+            severity:
+              description: C(low), C(medium), C(high) or C(critical).
+              type: str
+              sample: critical
+            process:
+              description: The program that used the GPU, with its process id, where the first message names one.
+              type: str
+              sample: python (4711)
+            text:
+              description: The rest of the first message, at most 300 characters.
+              type: str
+              sample: GPU has fallen off the bus.
+        missing_gpus:
+          description: >-
+            GPUs that should be here and are not: those of the last proof that passed (/var/lib/gpufleet/gpus.json, else
+            RV(observation.driver.journal)) that neither the PCI bus nor the driver shows, and those that are lost. Null where it is not
+            known which are here.
+          type: list
+          elements: dict
+          contains:
+            pci_address:
+              description: Where it is, or was.
+              type: str
+              sample: "0000:02:00.0"
+            uuid:
+              description: Its UUID, where that is known.
+              type: str
+              sample: GPU-6f3a2f0e-31c5-4a07-9a75-0c3c0fd4e6a1
+            name:
+              description: Its name, as far as it is known.
+              type: str
+              sample: NVIDIA GeForce RTX 3090
+            since:
+              description: A time in UTC, see C(since_what); null where none is known.
+              type: str
+              sample: "2026-11-22T18:04:10Z"
+            since_what:
+              description: >-
+                C(xid), the driver said at that time that it fell off the bus; C(boot), it is missing since that boot; C(after), it went
+                at some time after that.
+              type: str
+              sample: xid
+            text:
+              description: All this in a sentence.
+              type: str
+              sample: >-
+                NVIDIA GeForce RTX 3090 at 0000:02:00.0 is missing since 2026-11-22T18:04:10Z (Xid 79): neither the PCI bus nor the driver
+                shows it
     urls:
       description: For each address of O(urls) its C(status) (HTTP) and C(error), which is null where it can be used.
       returned: when O(urls) is given

@@ -26,7 +26,11 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 class NoAnswer(Exception):
-    """A child gave no usable answer; the text says why, for people."""
+    """A child gave no usable answer; the text says why, for people. ``status``: that of a command which ended by itself."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Child:
@@ -46,7 +50,7 @@ class Child:
         if status is None:
             raise NoAnswer(self._kill())
         if status != 0:
-            raise NoAnswer(f"the command {_ending(status)}")
+            raise NoAnswer(f"the command {_ending(status)}", os.WEXITSTATUS(status) if os.WIFEXITED(status) else None)
         return data
 
     def answer(self) -> Any:

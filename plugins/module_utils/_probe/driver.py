@@ -18,7 +18,7 @@ EXTRA_LIBRARY_FOLDERS = ("/usr/lib/wsl/lib", "/usr/local/nvidia/lib64")
 _CONF_LIMIT = 64 * KIB
 _UNIT = "nvidia-persistenced.service"
 _UNIT_FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-_JOURNAL = "/var/lib/gpufleet/driver.json"
+JOURNAL = "/var/lib/gpufleet/driver.json"
 _STAGED = "/var/lib/gpufleet/staged/transaction.json"
 _GENERATIONS = "/var/lib/gpufleet/generations"
 _NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
@@ -110,12 +110,12 @@ def reboot_asked_for(host: Host) -> bool:
 
 def journal(host: Host) -> dict[str, Any] | None:
     """Return what the role noted at its last change of the driver."""
-    return _document(host, _JOURNAL)
+    return json_object(host, JOURNAL)
 
 
 def staged(host: Host) -> dict[str, Any] | None:
     """Return what is downloaded and tried for the next change, or None where nothing is."""
-    found = _document(host, _STAGED)
+    found = json_object(host, _STAGED)
     return found and {key: found.get(key) for key in ("branch", "flavor", "version", "packages")}
 
 
@@ -125,7 +125,7 @@ def generations(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any
     for number in sorted(int(name) for name in host.names(_GENERATIONS) if name.isascii() and name.isdecimal()):
         folder = f"{_GENERATIONS}/{number}"
         try:
-            document = _document(host, f"{folder}/generation.json")
+            document = json_object(host, f"{folder}/generation.json")
             if document is None:
                 continue
             kept, files = document["driver"], [item["file"] for item in document["packages"]]
@@ -169,7 +169,7 @@ def virtual(host: Host, gpu: dict[str, Any], mode: int | None, guest: bool) -> s
     return "vgpu" if mode is None and guest and host.exists("/usr/bin/nvidia-gridd") else None
 
 
-def _document(host: Host, path: str) -> dict[str, Any] | None:
+def json_object(host: Host, path: str) -> dict[str, Any] | None:
     """Return a JSON object, or None where there is no such file."""
     text = host.text(path)
     if text is None:

@@ -20,6 +20,7 @@ from . import (
     child,
     driver,
     environments,
+    expected,
     files,
     foreign,
     health,
@@ -32,6 +33,7 @@ from . import (
     sysfs,
     system,
     web,
+    xid,
 )
 from .host import Host, reason
 
@@ -39,6 +41,7 @@ SCHEMA = 1
 _FOREIGN_LIMIT = 5.0  # seconds
 # Any of these means that a driver is there to be asked. Without them NVML would try to load the module, and we only read.
 _DRIVER_TRACES = ("/sys/module/nvidia", "/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+_LOG_LIMIT = 4.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,14 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
     notes = _Notes()
     children = _start(host, request, notes)
     others = _look_for_others(host, request, notes)
+    log = _read_log(host, request, notes)
     release = notes.attempt("os", system.identity, host) or dict.fromkeys(("id", "version_id", "codename", "family"))
     manager = notes.attempt("os.package_manager", packages.manager, host, release["family"])
     database = notes.attempt("driver.packages", packages.inventory, host, manager, notes.unknown)
     locks = notes.attempt("health.locks", health.locks, host, notes.unknown)
     seen = {
         "schema": SCHEMA,
-        "observed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "observed_at": system.utc(time.time()),
         "os": _os(host, release, manager, notes),
         "gpus": notes.attempt("gpus", sysfs.pci_gpus, host, notes.unknown),
         "driver": _driver(host, database, locks or [], notes),
@@ -104,11 +108,14 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
             "disk": notes.attempt("health.disk", health.disk, host, request.root),
             "clock_synchronized": notes.attempt("health.clock_synchronized", health.clock_synchronized, host),
             "locks": locks,
+            "xid": [],
+            "missing_gpus": None,
         },
     }
     if request.urls:
         seen["urls"] = notes.attempt("urls", web.answers, request.urls, request.time_limit)
-    _finish(host, seen, children, notes)
+    _finish(host, seen, children, log, notes)
+    seen["health"]["missing_gpus"] = notes.attempt("health.missing_gpus", _missing, host, seen)
     found = notes.attempt("foreign", others.answer) if others else None
     seen["foreign"] = found["found"] if found else None
     notes.unknown += found["unknown"] if found else []
@@ -151,6 +158,27 @@ def _look_for_others(host: Host, request: Request, notes: _Notes) -> child.Child
         return foreign.observe(host, request.root, request.environments, pid)
 
     return notes.attempt("foreign", child.start, look, min(_FOREIGN_LIMIT, request.time_limit))
+
+
+def _read_log(host: Host, request: Request, notes: _Notes) -> child.Child | None:
+    """Start the child that reads the kernel's log, where a driver could have written into it; a log may be long."""
+    if not any(host.exists(path) for path in (*_DRIVER_TRACES, driver.JOURNAL, expected.PATH)):
+        return None
+    return notes.attempt("health.xid", child.start, lambda: xid.read(host), min(_LOG_LIMIT, request.time_limit))
+
+
+def _missing(host: Host, seen: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the GPUs that should be here and are not, or None where it is not known which are here."""
+    if seen["gpus"] is None:
+        return None
+    booted_at = system.booted_at(host)
+    return expected.missing(
+        expected.read(host, seen["driver"]["journal"]),
+        seen["gpus"],
+        seen["health"]["xid"] or [],
+        system.utc(booted_at) if booted_at is not None else None,
+        seen["os"]["boot_id"],
+    )
 
 
 def _os(host: Host, release: dict[str, Any], manager: str | None, notes: _Notes) -> dict[str, Any]:
@@ -224,7 +252,9 @@ def _driver(
     }
 
 
-def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], notes: _Notes) -> None:
+def _finish(
+    host: Host, seen: dict[str, Any], children: dict[str, child.Child], log: child.Child | None, notes: _Notes
+) -> None:
     """Add what takes longer while the children work, then what they say, and draw the sums."""
     found = seen["driver"]
     releases = [kernel["release"] for kernel in seen["os"]["kernels"]]
@@ -242,8 +272,13 @@ def _finish(host: Host, seen: dict[str, Any], children: dict[str, child.Child], 
     nvml, libcuda = answers.get("nvml"), answers.get("libcuda")
     for what, why in (nvml or {}).get("problems", []):
         notes.add(what, why)
+    if log:
+        logged = notes.attempt("health.xid", log.answer) or {"events": None, "unknown": []}
+        seen["health"]["xid"] = logged["events"]
+        notes.unknown += logged["unknown"]
     if seen["gpus"] is not None or nvml or libcuda:
-        seen["gpus"] = _gpus(seen["gpus"] or [], nvml, libcuda, notes)
+        fell = expected.fell_off(seen["health"]["xid"] or [])
+        seen["gpus"] = _gpus(seen["gpus"] or [], nvml, libcuda, fell, notes)
     elif not any(note["what"] == "gpus" for note in notes.unknown):
         notes.add("gpus", "the kernel shows no PCI bus (/sys/bus/pci/devices), and no driver names a GPU")
     if children:
@@ -296,7 +331,9 @@ def _conclude(host: Host, seen: dict[str, Any], nvml: Any, libcuda: Any, notes: 
     found["reboot_required"] = bool(found["mismatch"] or module_differs or asked)
 
 
-def _gpus(pci: list[dict[str, Any]], nvml: Any, libcuda: Any, notes: _Notes) -> list[dict[str, Any]]:
+def _gpus(
+    pci: list[dict[str, Any]], nvml: Any, libcuda: Any, fell: dict[str, str], notes: _Notes
+) -> list[dict[str, Any]]:
     """Join what PCI, NVML and libcuda say of each GPU, by address."""
     by_nvml = {gpu["pci_address"]: gpu for gpu in (nvml or {}).get("gpus", [])}
     by_cuda = {gpu["pci_address"]: gpu for gpu in (libcuda or {}).get("gpus", [])}
@@ -309,6 +346,14 @@ def _gpus(pci: list[dict[str, Any]], nvml: Any, libcuda: Any, notes: _Notes) -> 
         capability = told.get("compute_capability") or cuda.get("compute_capability")
         capability = capability or (known.compute_capability if known else None)
         links = (on_bus.get("pcie") or {}, told.get("pcie") or {})
+        state = told.get("health")
+        mig = state["mig"] if state else None
+        unserved = bool(nvml and not told and on_bus.get("kernel_driver") in (None, "nvidia"))
+        lost = None
+        if not on_bus.get("answers", True):
+            lost = "the PCI bus still lists it, but it reads as 0xffff"
+        elif told.get("lost") or (unserved and (nvml.get("lost") or address in fell)):
+            lost = "the driver says that it is lost"
         gpus.append(
             {
                 "pci_address": address,
@@ -322,16 +367,18 @@ def _gpus(pci: list[dict[str, Any]], nvml: Any, libcuda: Any, notes: _Notes) -> 
                 "uuid": told.get("uuid") or cuda.get("uuid"),
                 "memory_mib": told.get("memory_mib") or cuda.get("memory_mib"),
                 "persistence_mode": told.get("persistence_mode"),
-                "mig": told.get("mig"),
+                "mig": mig["enabled"] if isinstance(mig, dict) else None,
                 "pcie": {
                     key: links[0].get(key) or links[1].get(key)
                     for key in ("width", "max_width", "speed_gts", "max_speed_gts")
                 },
                 "kernel_driver": on_bus.get("kernel_driver"),
+                "health": state,
+                "lost": lost,
                 "source": "nvml" if told else "libcuda" if cuda else "pci",
             }
         )
-        if nvml and not told and on_bus.get("kernel_driver") in (None, "nvidia"):
+        if unserved:
             notes.add(
                 f"gpus[{address}]",
                 "it is on the PCI bus, but the driver does not serve it (NVML does not list it): see dmesg for NVRM and Xid",

@@ -74,6 +74,7 @@ def pci_gpus(host: Host, unknown: list[dict[str, str]]) -> list[dict[str, Any]] 
                 "pci_device_id": device,
                 "subsystem_id": _subsystem(host, folder),
                 "kernel_driver": os.path.basename(driver) if driver else None,
+                "answers": _answers(host, folder),
                 "pcie": {
                     "width": _width(_value(host, f"{folder}/current_link_width")),
                     "max_width": _width(_value(host, f"{folder}/max_link_width")),
@@ -140,6 +141,15 @@ def _value(host: Host, path: str) -> str:
         return host.read(path, 4096).strip()
     except (OSError, Unreadable):
         return ""
+
+
+def _answers(host: Host, folder: str) -> bool:
+    """Whether the device is still there: /sys goes on showing what it was, but its configuration space then reads as all ones."""
+    try:
+        with host.open(f"{folder}/config") as file:
+            return file.read(2) != b"\xff\xff"
+    except (OSError, Unreadable):
+        return True
 
 
 def _hexadecimal(text: str) -> str:

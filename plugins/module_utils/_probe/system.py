@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import time
 from typing import Any
 
 from .host import KIB, Host
 
+_LATEST = 253402300799.0  # seconds; the end of the year 9999
 _PYTHON = re.compile(r"python(3\.\d+)$")
 _FAMILIES = (("debian", "debian"), ("ubuntu", "debian"), ("rhel", "redhat"), ("fedora", "redhat"), ("suse", "suse"))
 
@@ -62,6 +64,17 @@ def init(host: Host) -> str | None:
 def boot_id(host: Host) -> str | None:
     """Return the kernel's id of this boot."""
     return (host.text("/proc/sys/kernel/random/boot_id", KIB) or "").strip() or None
+
+
+def booted_at(host: Host) -> float | None:
+    """Return when this boot began, by today's clock, in seconds since 1970."""
+    uptime = host.text("/proc/uptime", KIB)
+    return time.time() - float(uptime.split()[0]) if uptime else None
+
+
+def utc(seconds: float) -> str:
+    """Spell a time as documents do."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(max(seconds, 0), _LATEST)))
 
 
 def glibc() -> str | None:

@@ -103,7 +103,7 @@ class Tree:
         """What a loaded driver shows under /proc and /sys."""
         words = "Open Kernel Module for x86_64" if flavor == "open" else "x86_64 Kernel Module"
         text = f"NVRM version: NVIDIA UNIX {words}  {version}  Release Build  (dvs-builder@U22)  Tue Sep 23 2025\nGCC version:  gcc 12\n"
-        self.file("/proc/driver/nvidia/version", text)
+        self.file("/proc/driver/nvidia/version", text).file("/dev/kmsg").file("/proc/uptime", "86400.00 1.00\n")
         return self.file("/sys/module/nvidia/version", f"{version}\n").file("/sys/module/nvidia/refcnt", "0\n")
 
     def userspace(self, version: str = "580.95.05", folder: str = "/usr/lib/x86_64-linux-gnu") -> Tree:

@@ -110,6 +110,8 @@ def test_a_gpu_without_a_driver_is_known_by_its_pci_id(debian):
         "mig": None,
         "pcie": {"width": 16, "max_width": 16, "speed_gts": 2.5, "max_speed_gts": 32.0},
         "kernel_driver": "nouveau",
+        "health": None,
+        "lost": None,
         "source": "pci",
     }
     assert "5070" in gpu["name"]
@@ -253,7 +255,7 @@ def test_where_the_bus_is_hidden_the_driver_is_enough(tree, answers):
     answers["nvml"] = _nvml(RTX_5070)
     seen = observe(tree.file("/etc/os-release", "ID=debian\n").file("/dev/nvidiactl").host(), Request())
     assert [gpu["source"] for gpu in seen["gpus"]] == ["nvml"]
-    assert seen["unknown"] == []
+    assert seen["unknown"] == [{"what": "health.xid", "why": "there is neither /dev/kmsg nor a journal"}]
 
 
 def test_wsl_has_a_gpu_without_pci_and_takes_versions_from_nvml(tree, answers):

@@ -19,6 +19,7 @@ def test_a_gpu_is_described_from_its_attributes(tree):
             "pci_device_id": "2f04",
             "subsystem_id": "10de:205e",
             "kernel_driver": "nouveau",
+            "answers": True,
             "pcie": {"width": 16, "max_width": 16, "speed_gts": 2.5, "max_speed_gts": 32.0},
         }
     ]
