@@ -50,12 +50,12 @@ def runtime(host: Host, variables: list[str]) -> dict[str, Any]:
     """Return what each launch context's file sets, of the variables that were asked for."""
     text = host.text(ETC_ENVIRONMENT) or ""
     found: dict[str, Any] = {
-        "etc_environment": {"block": managed_block(text), "values": _wanted(_assignments(text), variables)}
+        "etc_environment": {"block": managed_block(text), "values": _wanted(assignments(text), variables)}
     }
     for context, path, parse in (
         ("profile_d", PROFILE_D, _exports),
-        ("environment_d", ENVIRONMENT_D, _assignments),
-        ("system_conf_d", SYSTEM_CONF_D, _default_environment),
+        ("environment_d", ENVIRONMENT_D, assignments),
+        ("system_conf_d", SYSTEM_CONF_D, default_environment),
     ):
         values = _wanted(parse(host.text(path) or ""), variables)
         found[context] = {"path": path, "values": values}
@@ -79,7 +79,7 @@ def _wanted(pairs: Iterator[tuple[str, str]], variables: list[str]) -> dict[str,
     return {name: values[name] for name in variables if name in values}
 
 
-def _assignments(text: str) -> Iterator[tuple[str, str]]:
+def assignments(text: str) -> Iterator[tuple[str, str]]:
     """NAME=value lines as pam_env and environment.d(5) read them: export is allowed, quotes around a value are dropped."""
     for line in text.splitlines():
         line = line.strip()
@@ -102,7 +102,7 @@ def _exports(text: str) -> Iterator[tuple[str, str]]:
                 yield name, value.rstrip(";")
 
 
-def _default_environment(text: str) -> Iterator[tuple[str, str]]:
+def default_environment(text: str) -> Iterator[tuple[str, str]]:
     """DefaultEnvironment= of systemd-system.conf(5): words, cumulative, an empty value starts over."""
     pairs: dict[str, str] = {}
     for line in re.sub(r"\\\n", " ", text).splitlines():
