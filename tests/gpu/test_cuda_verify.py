@@ -4,88 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
-import subprocess
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import driver_kernel, judge, runner
-
-HOLD = """
-import sys, torch
-kept = [torch.ones(1, device="cuda")]
-leave = int(sys.argv[1]) << 20
-if leave:
-    size = 1 << 30
-    while size >= 1 << 20:
-        if torch.cuda.mem_get_info()[0] > leave + size:
-            kept.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-        else:
-            size //= 2
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-def prove(python, described, level="quick", time_limit=120.0, **request):
-    request = {"level": level, "expect": {"torch": described["version"]}, "sm": [described["sm"]], **request}
-    started = time.monotonic()
-    result = runner.run_checks(python, request, None, time_limit)
-    assert time.monotonic() - started < time_limit + 6
-    return result
-
-
-def checks_of(result):
-    found = {check["id"]: check for check in result["checks"]}
-    for gpu in result["gpus"]:
-        found.update({check["id"]: check for check in gpu["checks"]})
-    return found
-
-
-@pytest.fixture
-def hold(torch_python):
-    """Another process with a CUDA context that leaves so many MiB free (0: takes next to nothing)."""
-    processes = []
-
-    def start(leave_mib=0):
-        command = [torch_python, "-I", "-c", HOLD, str(leave_mib)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        assert process.stdout.readline().strip() == "ready"
-        return process
-
-    yield start
-    for process in processes:
-        process.stdin.close()
-        process.wait(timeout=30)
-        process.stdout.close()
-
-
-@pytest.fixture
-def tampered(torch_python):
-    """A virtual environment that sees the machine's torch, changed by a module that its site-packages loads at start."""
-    root = Path(tempfile.mkdtemp(prefix="proof-gpu-test-"))
-    root.chmod(0o755)
-    command = [torch_python, "-I", "-m", "venv", "--without-pip", "--system-site-packages", str(root)]
-    subprocess.run(command, check=True)
-    site = next(root.glob("lib/python3*/site-packages"))
-    # Where the Python under test is a virtual environment itself, the new one sees the system's packages, not that one's.
-    where = [torch_python, "-I", "-c", "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))"]
-    packages = subprocess.run(where, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    (site / "torch_of_the_machine.pth").write_text(packages + "\n", encoding="utf-8")
-
-    # Not sitecustomize: Ubuntu has one of its own, which comes first.
-    (site / "torch_tampered.pth").write_text("import tampered_torch\n", encoding="ascii")
-
-    def change(code):
-        (site / "tampered_torch.py").write_text("import torch\n" + code, encoding="ascii")
-        return str(root / "bin" / "python")
-
-    yield change
-    shutil.rmtree(root)
-
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
+from proving import checks_of, prove
 
 # ---- what is right --------------------------------------------------------------------------------------------------
 
@@ -136,6 +59,7 @@ def test_nothing_is_left_behind(torch_python, described):
 # ---- what is not as expected ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("wrong_version")
 def test_another_version_than_expected_fails_although_the_kernels_are_right(torch_python, described):
     result = prove(torch_python, described, expect={"torch": "2.6.0+cu124"})
     assert result["verdict"] == "failed"
@@ -143,11 +67,13 @@ def test_another_version_than_expected_fails_although_the_kernels_are_right(torc
     assert {gpu["verdict"] for gpu in result["gpus"]} == {"passed"}
 
 
+@pytest.mark.failure("arch_missing")
 def test_an_architecture_without_code_fails(torch_python, described):
     result = prove(torch_python, described, level="static", sm=["sm_35"])
     assert checks_of(result)["torch.arch"]["code"] == "arch_missing"
 
 
+@pytest.mark.failure("gpu_missing")
 def test_a_gpu_that_is_not_there_fails(torch_python, described):
     result = prove(torch_python, described, gpus=["00ff:01:00.0"])
     assert result["verdict"] == "failed"
@@ -166,6 +92,7 @@ torch.matmul = matmul
 """
 
 
+@pytest.mark.failure("wrong_result")
 @pytest.mark.parametrize(
     ("dtype", "precision", "act", "name"),
     [
@@ -188,6 +115,7 @@ def test_wrong_numbers_fail_with_the_numbers(tampered, described, dtype, precisi
     assert checks_of(result)[other]["status"] == "passed"
 
 
+@pytest.mark.failure("wrong_result")
 def test_a_wrong_convolution_fails(tampered, described):
     python = tampered(
         "genuine = torch.nn.functional.conv2d\n"
@@ -199,36 +127,33 @@ def test_a_wrong_convolution_fails(tampered, described):
     assert checks_of(prove(python, described))["gpu.conv2d"]["code"] == "wrong_result"
 
 
-def test_a_wrong_kernel_of_the_driver_keeps_torch_from_the_gpu(torch_python, described, monkeypatch):
-    tamper(monkeypatch, "mad.lo.u32 %r8", "mad.hi.u32 %r8")
+def test_a_wrong_kernel_of_the_driver_keeps_torch_from_the_gpu(torch_python, described, change_driver_kernel):
+    change_driver_kernel("mad.lo.u32 %r8", "mad.hi.u32 %r8")
     found = checks_of(prove(torch_python, described))
     assert found["gpu.driver_kernel"]["code"] == "wrong_result"
     assert found["gpu.copy"]["status"] == "not_run"
 
 
-def test_a_program_that_the_driver_cannot_compile_is_named(torch_python, described, monkeypatch):
-    tamper(monkeypatch, "mad.lo.u32 %r8", "no.such.instruction %r8")
-    found = checks_of(prove(torch_python, described))["gpu.driver_kernel"]
-    assert found["code"] == "cuda_218", found
-
-
-def tamper(monkeypatch, old, new):
-    genuine = runner.source_of
-    assert old in genuine(driver_kernel)
-    monkeypatch.setattr(runner, "source_of", lambda module: genuine(module).replace(old, new))
-
-
 # ---- processes that misbehave ---------------------------------------------------------------------------------------
+
+
+def timed_out(act):
+    return pytest.param(act, "timed_out", marks=pytest.mark.failure("timed_out"))
+
+
+def crashed(act):
+    return pytest.param(act, "crashed", marks=pytest.mark.failure("crashed"))
 
 
 @pytest.mark.parametrize(
     ("act", "code"),
     [
-        ("torch.cuda._sleep(10**14); torch.cuda.synchronize()", "timed_out"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timed_out"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed"),
+        timed_out("torch.cuda._sleep(10**14); torch.cuda.synchronize()"),
+        timed_out("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"),
+        crashed("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
+        crashed("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
     ],
-    ids=["a kernel that never ends", "stopped", "crashed"],
+    ids=["a kernel that never ends", "stopped", "crashed", "killed"],
 )
 def test_a_process_that_misbehaves_on_the_gpu_is_named_and_the_gpu_is_free_again(
     tampered, torch_python, described, act, code
@@ -245,6 +170,7 @@ def test_a_process_that_misbehaves_on_the_gpu_is_named_and_the_gpu_is_free_again
 # ---- a GPU that others use ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("busy")
 def test_a_gpu_in_use_is_left_alone_and_not_passed(torch_python, described, hold):
     process = hold()
     result = prove(torch_python, described)
@@ -261,6 +187,7 @@ def test_a_gpu_in_use_is_proven_where_the_user_says_so(torch_python, described, 
     assert result["verdict"] == "passed", result["reason"]
 
 
+@pytest.mark.failure("cuda_2")
 def test_a_full_gpu_fails_for_want_of_memory(torch_python, described, hold):
     hold(leave_mib=64)
     result = prove(torch_python, described, when_busy="run")
