@@ -95,7 +95,7 @@ def overlay(name: str) -> Overlay | None:
         return None
     link = os.path.join(place, name)
     path = os.path.realpath(link)
-    settings = _settings(path)
+    settings = _settings(os.path.join(path, "pyvenv.cfg"))
     return Overlay(name, link, path, settings.get(_BASE, ""), settings.get(_RELEASE, ""))
 
 
@@ -108,13 +108,13 @@ def overlays() -> list[Overlay]:
 
 
 def _settings(path: str) -> dict[str, str]:
-    """What a pyvenv.cfg says; nothing where there is none."""
+    """The lines KEY=VALUE of a file; none where there is no such file."""
     try:
-        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            pairs = [line.partition("=") for line in file]
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            pairs = [line.partition("=") for line in file if not line.startswith("#")]
     except OSError:
         return {}
-    return {key.strip(): value.strip() for key, _equals, value in pairs}
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
 def _check_name(name: str) -> None:
@@ -184,7 +184,9 @@ def run(options: argparse.Namespace) -> None:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise Problem("which command? gpu-env run NAME COMMAND [ARGUMENT...]", 2)
-    environment = dict(os.environ, VIRTUAL_ENV=directory)
+    release = _settings(os.path.join(directory, "pyvenv.cfg"))[_RELEASE] if own else directory
+    environment = _settings(os.path.join(os.path.dirname(os.path.dirname(release)), "runtime.env"))
+    environment.update(os.environ, VIRTUAL_ENV=directory)
     environment["PATH"] = os.path.join(directory, "bin") + os.pathsep + os.environ.get("PATH", os.defpath)
     environment.pop("PYTHONHOME", None)
     if own:

@@ -49,10 +49,27 @@ fi
 exec "$release/bin/python" "$@"
 """
 
-_ACTIVATE = """# {mark}: to be sourced. The shell stays with the release that serves now.
+_ACTIVATE = r"""# {mark}: to be sourced. The shell stays with the release that serves now.
 if _gpufleet_release=$(readlink -f {current}) && [ -r "$_gpufleet_release/bin/activate" ]; then
     . "$_gpufleet_release/bin/activate"
     unset _gpufleet_release
+    # What an environment that was activated before has set goes; what the shell has of its own stays.
+    [ -z "${{_gpufleet_variables-}}" ] || eval "unset $_gpufleet_variables"
+    _gpufleet_variables=
+    if [ -r {variables} ]; then
+        while IFS= read -r _gpufleet_line; do
+            _gpufleet_name=${{_gpufleet_line%%=*}}
+            case $_gpufleet_line in
+            [!#]*=*)
+                if eval "[ -z \"\${{$_gpufleet_name+set}}\" ]"; then
+                    export "$_gpufleet_line"
+                    _gpufleet_variables="$_gpufleet_variables $_gpufleet_name"
+                fi
+                ;;
+            esac
+        done < {variables}
+        unset _gpufleet_line _gpufleet_name
+    fi
 else
     unset _gpufleet_release
     echo {missing} >&2
@@ -64,6 +81,17 @@ _ACTIVATE_FISH = """# {mark}: to be sourced by fish. The shell stays with the re
 set --local release (readlink -f {current})
 if test -r "$release/bin/activate.fish"
     source "$release/bin/activate.fish"
+    set --query _gpufleet_variables[1]; and set --erase $_gpufleet_variables
+    set --global _gpufleet_variables
+    if test -r {variables}
+        for line in (string match --regex '^[^#].*=.*' < {variables})
+            set --local pair (string split --max 1 = -- $line)
+            if not set --query $pair[1]
+                set --global --export $pair[1] $pair[2]
+                set --append _gpufleet_variables $pair[1]
+            end
+        end
+    end
 else
     echo {missing} >&2
     false
@@ -77,6 +105,7 @@ def environment_files(root: str, name: str) -> dict[str, tuple[int, str]]:
     words = {
         "mark": MARK,
         "current": shlex.quote(os.path.join(home, "current")),
+        "variables": shlex.quote(os.path.join(home, "runtime.env")),
         "missing": shlex.quote(f"{home}: no release of this environment serves, or you may not use it"),
     }
     return {

@@ -66,11 +66,13 @@ def _dockerfile(environment: t.Mapping[str, t.Any], made: str, rest: list[str]) 
 
 
 def kernel(environment: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """A Jupyter kernel that runs in the release that serves when the kernel starts; the environment has to hold ipykernel."""
+    """A Jupyter kernel that runs in the release that serves when the kernel starts; the environment has to hold ipykernel.
+
+    Without "env": Jupyter would prefer that to what the user set. The environment's Python sets its variables where they are missing.
+    """
     python = f"{environment['root']}/{environment['name']}/bin/python"
     return {
         "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"{environment['name']} (torch {environment['spec']['torch']})",
         "language": "python",
-        "env": dict(environment["variables"]),
     }

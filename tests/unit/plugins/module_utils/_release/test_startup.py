@@ -81,6 +81,67 @@ def test_activate_can_be_sourced(home: Path, shell: str) -> None:
     assert done.stdout == "one unset\n"
 
 
+VARIABLES = "# comment\nTOKENIZERS_PARALLELISM=false\nNOTE=two words; a=b= *\n"
+SHOW = 'printf "%s|%s" "${TOKENIZERS_PARALLELISM-unset}" "${NOTE-unset}"'
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash", "/bin/zsh"])
+@pytest.mark.parametrize("options", ["-c", "-euc"])
+def test_activate_sets_the_variables_that_the_shell_lacks(home: Path, shell: str, options: str) -> None:
+    if not os.access(shell, os.X_OK):
+        pytest.skip(f"needs {shell}")
+    (home / "runtime.env").write_text(VARIABLES)
+    script = f". \"$1\"; exec /bin/sh -c '{SHOW}'"
+    command = [shell, options, script, "sh", str(home / "bin" / "activate")]
+    for given, shown in (
+        ({}, "false|two words; a=b= *"),
+        ({"TOKENIZERS_PARALLELISM": "true"}, "true|two words; a=b= *"),
+    ):
+        done = subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=20)
+        assert (done.stdout, done.stderr) == (shown, "")
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash", "/bin/zsh"])
+def test_an_environment_activated_after_another_sets_its_own(home: Path, shell: str) -> None:
+    if not os.access(shell, os.X_OK):
+        pytest.skip(f"needs {shell}")
+    other = home.parent / "other"
+    shutil.copytree(home, other, symlinks=True)
+    for path, (_mode, content) in startup.environment_files(str(home.parent), "other").items():
+        Path(path).write_text(content)
+    (home / "runtime.env").write_text("NOTE=one\nTOKENIZERS_PARALLELISM=false\n")
+    (other / "runtime.env").write_text("NOTE=two\n")
+    script = f'NOTE_OF_MINE=1; . "$1"; . "$2"; {SHOW}'
+    done = sh("-c", script, "sh", home / "bin" / "activate", other / "bin" / "activate", program=shell)
+    assert (done.stdout, done.stderr) == ("unset|two", "")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@pytest.mark.parametrize(("given", "shown"), [({}, "false|two words; a=b= *"), ({"NOTE": "mine"}, "false|mine")])
+def test_activate_sets_the_variables_in_fish(home: Path, given: dict[str, str], shown: str) -> None:
+    (home / "runtime.env").write_text(VARIABLES)
+    for script in ("source $argv[1]", "source $argv[1]; source $argv[1]"):
+        command = [
+            "/usr/bin/fish",
+            "--no-config",
+            "-c",
+            f"{script}; exec /bin/sh -c '{SHOW}'",
+            str(home / "bin/activate.fish"),
+        ]
+        environment = {"HOME": str(home), **given}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
+        assert (done.stdout, done.stderr) == (shown, "")
+
+
+@pytest.mark.parametrize(("given", "shown"), [({}, "false|two words; a=b= *"), ({"NOTE": "mine"}, "false|mine")])
+def test_gpu_env_run_sets_the_variables_that_its_caller_lacks(home: Path, given: dict[str, str], shown: str) -> None:
+    (home / "runtime.env").write_text(VARIABLES)
+    command = [home.parents[1] / "gpu-env", "run", "base", "sh", "-c", SHOW]
+    environment = {"PATH": os.environ["PATH"], **given}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.stdout, done.stderr) == (shown, "")
+
+
 def test_gpu_env_lists_what_serves(home: Path) -> None:
     assert gpu_env(home, "list").stdout == "base\tone\n"
 

@@ -111,29 +111,33 @@ def test_an_image_of_torch_alone_installs_one_file() -> None:
 def test_the_kernel_resolves_the_release_when_it_starts() -> None:
     kernel = json.loads(FILES["kernel.json"])
     assert kernel["argv"][0] == "/opt/gpufleet/envs/base/bin/python"
-    assert kernel["env"] == ENVIRONMENT["variables"]
     assert kernel["language"] == "python"
 
 
-def test_the_kernel_starts_through_the_launcher_in_the_release_that_serves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("own", "value"), [({}, "false"), ({"TOKENIZERS_PARALLELISM": "true"}, "true")])
+def test_the_kernel_starts_in_the_release_that_serves_with_its_variables_unless_the_user_has_others(
+    tmp_path: Path, own: dict[str, str], value: str
+) -> None:
     home = tmp_path / "base"
     release = home / "releases" / "r1"
     venv.create(release, with_pip=False, symlinks=True)
     (home / "current").symlink_to("releases/r1")
+    (home / "runtime.env").write_text("TOKENIZERS_PARALLELISM=false\n")
     for path, (mode, content) in startup.environment_files(str(tmp_path), "base").items():
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_text(content)
         Path(path).chmod(mode)
     (site,) = release.glob("lib/python3*/site-packages")
+    (site / startup.PTH_NAME).write_text(startup.PTH)
+    (site / startup.MODULE_NAME).write_text(startup.MODULE)
     (site / "ipykernel_launcher.py").write_text(
         "import os, sys\nprint(sys.prefix, *sys.argv[1:], os.environ['TOKENIZERS_PARALLELISM'])\n"
     )
     kernel = takeaway.kernel({**ENVIRONMENT, "root": str(tmp_path)})
     argv = [word.replace("{connection_file}", "/run/kernel.json") for word in kernel["argv"]]
-    done = subprocess.run(
-        argv, env={"PATH": "/usr/bin:/bin", **kernel["env"]}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [str(release.resolve()), "-f", "/run/kernel.json", "false"]
+    environment = {"PATH": "/usr/bin:/bin", **own, **kernel.get("env", {})}  # as jupyter_client does
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(release.resolve()), "-f", "/run/kernel.json", value]
 
 
 # ---- with a real pip ----------------------------------------------------------------------------------------------------
