@@ -6,6 +6,7 @@ import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe import Request, observe
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import failures
 
 FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
 LIMIT = 1.0  # seconds; 10 on hosts
@@ -60,6 +61,26 @@ def test_an_nvml_that_does_not_start_is_said_and_libcuda_still_tells(look, simul
     assert f"nvmlInit_v2 failed with {number} (" in said_of(seen, "nvml")
     assert words in said_of(seen, "nvml")
     assert [gpu["source"] for gpu in seen["gpus"]] == ["libcuda", "libcuda"]
+
+
+NVML_NUMBERS = [int(code[len("nvml_") :]) for code in failures.TABLE if code.startswith("nvml_")]
+HALF = len(NVML_NUMBERS) // 2 + 1
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param(numbers, marks=pytest.mark.failure(*(f"nvml_{number}" for number in numbers)))
+        for numbers in (NVML_NUMBERS[:HALF], NVML_NUMBERS[HALF:])
+    ],
+    ids=["one half", "the other"],
+)
+def test_what_nvml_answers_for_one_gpu_is_said_of_that_gpu(look, simulated, numbers):
+    simulated.gpus(len(numbers))
+    simulated.faults(*(f"nvmlDeviceGetHandleByIndex_v2 {gpu} 1 return {number}" for gpu, number in enumerate(numbers)))
+    seen = look(cuda=False)
+    for gpu, number in enumerate(numbers):
+        assert f"nvmlDeviceGetHandleByIndex_v2 failed with {number} (" in said_of(seen, f"gpus[nvml {gpu}]")
 
 
 @pytest.mark.failure("nvml_15")
