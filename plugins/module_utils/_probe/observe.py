@@ -164,7 +164,8 @@ def _read_log(host: Host, request: Request, notes: _Notes) -> child.Child | None
     """Start the child that reads the kernel's log, where a driver could have written into it; a log may be long."""
     if not any(host.exists(path) for path in (*_DRIVER_TRACES, driver.JOURNAL, expected.PATH)):
         return None
-    return notes.attempt("health.xid", child.start, lambda: xid.read(host), min(_LOG_LIMIT, request.time_limit))
+    limit = min(_LOG_LIMIT, request.time_limit)
+    return notes.attempt("health.xid", child.start, lambda: xid.read(host, limit), limit)
 
 
 def _missing(host: Host, seen: dict[str, Any]) -> list[dict[str, Any]] | None:

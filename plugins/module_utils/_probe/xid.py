@@ -25,7 +25,6 @@ _KMSG_DEVICE = os.makedev(1, 11)
 _KMSG_LIMIT, _KMSG_SECONDS = 16 * MIB, 1.0  # a kernel may log faster than we read
 _RECORD = 16 * 1024  # more than the longest record; a shorter read is refused
 _JOURNALS = ("/var/log/journal", "/run/log/journal")
-_JOURNAL_SECONDS = 2.0
 _JOURNAL_NOTHING = 1  # the status of journalctl --grep that finds nothing
 _JOURNAL_COMMAND = (
     *("journalctl", "--quiet", "--system", "--since=-30days", "--grep=^NVRM: Xid", "--lines=5000", "--output=json"),
@@ -56,15 +55,18 @@ class Line(NamedTuple):
     text: str
 
 
-def read(host: Host) -> dict[str, Any]:
-    """Return {events, unknown}; ``events`` is None where no log can be read."""
+def read(host: Host, time_limit: float) -> dict[str, Any]:
+    """Return {events, unknown}; ``events`` is None where no log can be read. The journal gets half of the time."""
     boot = (system.boot_id(host) or "").replace("-", "")
     unknown: list[dict[str, str]] = []
     found: dict[tuple[Any, ...], Line] = {}
     readable = False
-    for source, lines_of in (("the journal", _journal), (KMSG, _kmsg)):
+    for source, lines_of in (
+        ("the journal", lambda: _journal(host, time_limit / 2)),
+        (KMSG, lambda: _kmsg(host, boot)),
+    ):
         try:
-            lines = lines_of(host, boot)
+            lines = lines_of()
         except (Unreadable, child.NoAnswer, OSError) as error:
             unknown.append({"what": "health.xid", "why": f"{source}: {reason(error)}"})
             continue
@@ -76,13 +78,13 @@ def read(host: Host) -> dict[str, Any]:
     return {"events": events(found.values(), boot) if readable else None, "unknown": unknown}
 
 
-def _journal(host: Host, _boot: str) -> Iterable[Line] | None:
+def _journal(host: Host, time_limit: float) -> Iterable[Line] | None:
     if not any(host.names(folder) for folder in _JOURNALS):
         return None
     if host.uid != 0:
         raise Unreadable("only root may read it")
     try:
-        return journal_lines(host.run(_JOURNAL_COMMAND, _JOURNAL_SECONDS))
+        return journal_lines(host.run(_JOURNAL_COMMAND, time_limit))
     except child.NoAnswer as error:
         if error.status != _JOURNAL_NOTHING:
             raise

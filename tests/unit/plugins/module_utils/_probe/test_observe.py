@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -29,7 +30,6 @@ RTX_5070 = {
     "compute_capability": "12.0",
     "memory_mib": 12227,
     "persistence_mode": True,
-    "mig": None,
     "pcie": {"width": 8, "max_width": 8, "speed_gts": 2.5, "max_speed_gts": 32.0},
     "compute_pids": [],
 }
@@ -380,6 +380,9 @@ def test_a_real_unprivileged_user_gets_an_observation():
         "/var/lib/dpkg/status",
         "/etc/apt/preferences",
         "/var/lib/gpufleet/driver.json",
+        "/var/lib/gpufleet/gpus.json",
+        "/dev/kmsg",
+        "/proc/uptime",
         "/etc/environment",
         "/etc/default/grub",
         "/run/reboot-required.pkgs",
@@ -505,6 +508,11 @@ _PATHS = [
     "/proc/driver/nvidia/gpus/0000:01:00.0/information",
     "/var/lib/gpufleet/staged/transaction.json",
     "/var/lib/gpufleet/generations/1/generation.json",
+    "/var/lib/gpufleet/gpus.json",
+    "/sys/bus/pci/devices/0000:01:00.0/config",
+    "/var/log/journal/0123",
+    "/dev/kmsg",
+    "/proc/uptime",
 ]
 _WORDS = [
     b"0x10de",
@@ -540,6 +548,10 @@ _WORDS = [
     b"\x30\x03\x30\x01\x00",
     b"~Module signature appended~\n",
     b'{"driver": {}, "packages": [], "created": []}',
+    b'{"gpus": [{"pci_address": []}, {}], "seen_at": 7}',
+    b"4,1,1,-;NVRM: Xid (PCI:0000:01:00): 79, x\n",
+    b"1.0 1.0\n",
+    b"\xff\xff",
 ]
 _CONTENT = st.one_of(
     st.binary(max_size=80), st.sampled_from(_WORDS), st.lists(st.sampled_from(_WORDS), max_size=4).map(b"".join)
@@ -581,3 +593,117 @@ def test_who_computes_is_told_with_the_gpus(debian, answers):
         (812, "compute", ["0000:01:00.0"]),
         (900, "compute", []),
     ]
+
+
+FELL_OFF = (
+    "4,1,1000000,-;NVRM: Xid (PCI:0000:02:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n"
+)
+BOTH = {
+    "schema": 1,
+    "seen_at": "2026-11-01T00:00:00Z",
+    "boot_id": "another",
+    "gpus": [
+        {"pci_address": "0000:01:00.0", "pci_device_id": "2f04", "uuid": "GPU-1", "name": "RTX 5070"},
+        {"pci_address": "0000:02:00.0", "pci_device_id": "2204", "uuid": "GPU-2", "name": "RTX 3090"},
+    ],
+}
+
+
+@pytest.fixture
+def two(debian, answers):
+    """A host that should have two GPUs, of which NVML shows the first."""
+    answers["nvml"] = _nvml(RTX_5070)
+    debian.loaded().gpu("0000:01:00.0", driver="nvidia").gpu("0000:02:00.0", "2204", driver="nvidia")
+    return debian.file("/var/lib/gpufleet/gpus.json", json.dumps(BOTH))
+
+
+def _without_second(tree):
+    shutil.rmtree(tree.path("/sys/bus/pci/devices/0000:02:00.0"))
+
+
+def _seen_missing(tree):
+    seen = observe(tree.host(), Request())
+    return seen, [(row["name"], row["since_what"]) for row in seen["health"]["missing_gpus"]]
+
+
+def test_a_host_with_all_its_gpus_misses_none(two, answers):
+    answers["nvml"] = _nvml(RTX_5070, {**RTX_5070, "pci_address": "0000:02:00.0", "uuid": "GPU-2"})
+    seen, missing = _seen_missing(two)
+    assert missing == []
+    assert [gpu["lost"] for gpu in seen["gpus"]] == [None, None]
+    assert seen["health"]["xid"] == []
+
+
+def test_a_gpu_that_is_not_on_the_bus_is_missing_since_the_boot(two):
+    _without_second(two)
+    seen, missing = _seen_missing(two)
+    assert missing == [("RTX 3090", "boot")]
+    assert len(seen["gpus"]) == 1
+
+
+def test_a_gpu_that_fell_off_the_bus_is_missing_since_then(two):
+    _without_second(two.file("/dev/kmsg", FELL_OFF))
+    assert _seen_missing(two)[1] == [("RTX 3090", "xid")]
+
+
+@pytest.mark.parametrize("xid", [True, False], ids=["with an Xid", "without"])
+def test_a_gpu_that_the_bus_lists_and_that_reads_as_nothing_is_lost(two, xid):
+    two.file("/sys/bus/pci/devices/0000:02:00.0/config", b"\xff" * 64)
+    two.file("/sys/bus/pci/devices/0000:01:00.0/config", b"\xde\x10" + bytes(62))
+    if xid:
+        two.file("/dev/kmsg", FELL_OFF)
+    seen, missing = _seen_missing(two)
+    assert missing == [("RTX 3090", "xid" if xid else "after")]
+    assert [gpu["lost"] for gpu in seen["gpus"]] == [None, "the PCI bus still lists it, but it reads as 0xffff"]
+
+
+@pytest.mark.parametrize("way", ["where it is", "while it is asked", "only the log"])
+def test_a_gpu_that_the_driver_calls_lost_is_missing(two, answers, way):
+    if way == "where it is":
+        answers["nvml"] = _nvml(RTX_5070, lost=1)
+    elif way == "while it is asked":
+        answers["nvml"] = _nvml(RTX_5070, {**RTX_5070, "pci_address": "0000:02:00.0", "uuid": None, "lost": True})
+    else:
+        two.file("/dev/kmsg", FELL_OFF)
+    seen, missing = _seen_missing(two)
+    assert missing == [("RTX 3090", "xid" if way == "only the log" else "after")]
+    assert seen["gpus"][1]["lost"] == "the driver says that it is lost"
+
+
+def test_a_gpu_that_the_driver_does_not_serve_is_not_lost_for_that(two):
+    seen, missing = _seen_missing(two)
+    assert (missing, seen["gpus"][1]["lost"]) == ([], None)
+    assert _whats(seen) == ["gpus[0000:02:00.0]"]
+
+
+def test_without_a_driver_that_answers_the_bus_tells_which_are_there(two, answers):
+    answers["nvml"] = Unreadable("nvmlInit_v2 failed with 18 (Driver/library version mismatch)")
+    assert _seen_missing(two)[1] == []
+    _without_second(two)
+    assert _seen_missing(two)[1] == [("RTX 3090", "boot")]
+
+
+def test_where_nobody_knows_which_gpus_are_here_none_is_called_missing(tree):
+    tree.file("/var/lib/gpufleet/gpus.json", json.dumps(BOTH)).file("/etc/os-release", "ID=debian\n")
+    health = observe(tree.file("/dev/kmsg").file("/proc/uptime", "5 5").host(), Request())["health"]
+    assert health["missing_gpus"] is None
+
+
+def test_mig_is_told_in_a_word_and_in_full(debian, answers):
+    instance = {"uuid": "MIG-1", "name": "1g.10gb", "memory_mib": 9984}
+    state = {"mig": {"enabled": True, "pending": True, "instances": [instance]}}
+    answers["nvml"] = _nvml({**RTX_5070, "health": state})
+    (gpu,) = observe(debian.loaded().gpu(driver="nvidia").host(), Request())["gpus"]
+    assert (gpu["mig"], gpu["health"]["mig"]["instances"]) == (True, [instance])
+
+
+def test_a_log_that_hangs_costs_its_limit_and_its_part(debian, answers):
+    answers["nvml"] = _nvml(RTX_5070)
+    debian.loaded().gpu(driver="nvidia").folder("/var/log/journal/0123")
+    started = time.monotonic()
+    seen = observe(debian.host(run=lambda argv, limit: time.sleep(60)), Request(time_limit=0.5))
+    assert time.monotonic() - started < 2
+    assert seen["health"]["xid"] is None
+    assert seen["gpus"][0]["source"] == "nvml"
+    assert seen["unknown"] == [{"what": "health.xid", "why": "no answer within 0.5 s; the child process was killed"}]
+    assert _running_children() == []
