@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS / "stubs"))
-from simulated import compiled_driver, simulated  # noqa: E402, F401  # fixtures
+from simulated import compiled_driver, simulated, unkillable  # noqa: E402, F401  # fixtures
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,10 +7,13 @@ and the tests lead the search for libraries there.
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,36 @@ def simulated(compiled_driver: Path) -> Iterator[Driver]:
     driver = Driver(compiled_driver)
     yield driver
     shutil.rmtree(driver.folder)
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@pytest.fixture
+def unkillable(simulated: Driver) -> Iterator[Callable[[], None]]:
+    """Call it, and the first process that uses the simulated driver is in state D from then on: SIGKILL does not reach it.
+
+    So does a driver that hangs in the kernel. When the test is over, the process thaws and ends.
+    """
+    group = FREEZER / f"gpufleet-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"needs the freezer of cgroup v1: {error}")
+
+    def freeze() -> None:
+        users = simulated.users()
+        while not users:
+            time.sleep(0.01)
+            users = simulated.users()
+        (group / "cgroup.procs").write_text(str(users[0]))
+        (group / "freezer.state").write_text("FROZEN")
+
+    watcher = threading.Thread(target=freeze, daemon=True)
+    yield watcher.start
+    watcher.join()
+    frozen = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    (group / "freezer.state").write_text("THAWED")
+    for pid in frozen:
+        os.waitpid(pid, 0)
+    group.rmdir()

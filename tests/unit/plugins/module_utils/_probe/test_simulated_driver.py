@@ -17,11 +17,11 @@ def look(debian, simulated):
     """Observe within so many seconds; nothing may be left behind."""
     debian.loaded().userspace().gpu(FIRST, driver="nvidia").gpu(SECOND, driver="nvidia")
 
-    def observed(seconds=LIMIT, cuda=True):
+    def observed(seconds=LIMIT, cuda=True, leaves=0):
         started = time.monotonic()
         seen = observe(debian.host(load_library=simulated.load), Request(cuda=cuda, time_limit=LIMIT))
         assert time.monotonic() - started < seconds + 2
-        assert simulated.users() == []
+        assert len(simulated.users()) == leaves
         return seen
 
     return observed
@@ -149,3 +149,12 @@ def test_a_gpu_that_libcuda_does_not_show_is_not_taken_from_the_others(look, sim
     seen = look()
     assert [gpu["source"] for gpu in seen["gpus"]] == ["nvml", "nvml"]
     assert seen["driver"]["libcuda"]["gpus"] == 1
+
+
+def test_an_nvml_that_the_kernel_does_not_let_go_is_reported_and_not_waited_for(look, simulated, unkillable):
+    simulated.faults("nvmlInit_v2 * 1 hang 0")
+    unkillable()
+    why = said_of(look(cuda=False, leaves=1), "nvml")
+    (left,) = simulated.users()
+    assert f"the child process {left} cannot be killed (state D)" in why
+    assert "only a reboot ends that" in why
