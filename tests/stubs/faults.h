@@ -9,7 +9,8 @@
  *
  * FUNCTION is a pattern of fnmatch(3); GPU a number, or * for any (also none); FROM the call from which on the line acts, 1 for the
  * first that the other two match. ACTION and NUMBER: `return CODE`, `delay MILLISECONDS` (and go on), `signal NUMBER` (to itself:
- * 11 crashes, 19 stops), `hang 0` (for ever; no signal but SIGKILL ends it), `wrong WORDS` (so many words of the kernel's result). */
+ * 11 crashes, 19 stops), `hang 0` (for ever; no signal but SIGKILL ends it), `wrong WORDS` (so many words of the kernel's result),
+ * `value NUMBER` (of a function of NVML that tells one). */
 #ifndef GPUFLEET_FAULTS_H
 #define GPUFLEET_FAULTS_H
 
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #define TABLE beside("gpus")
+#define VALUE(gpu, usual) scripted_value(__func__, gpu, usual)
 #define CALL(gpu) \
     do { \
         int code_ = fault(__func__, gpu); \
@@ -100,6 +102,15 @@ static int fault(const char *function, int gpu)
             hang();
     }
     return 0;
+}
+
+/* The number that the lines give a function to tell. */
+static inline int scripted_value(const char *function, int gpu, int usual)
+{
+    for (struct fault *one = faults; one->function[0]; one++)
+        if (strcmp(one->action, "value") == 0 && concerns(one, function, gpu))
+            return one->number;
+    return usual;
 }
 
 #endif

@@ -16,10 +16,11 @@
 #define MAX_GPUS 16
 
 #ifdef SCRIPTED
-#include "faults.h" /* CALL and TABLE */
+#include "faults.h" /* CALL, VALUE and TABLE */
 #else
 #define TABLE "/var/lib/gpufleet-sandbox/gpus"
 #define CALL(gpu) /* where every function of the libraries begins; `gpu` is its number, or NO_GPU */
+#define VALUE(gpu, usual) usual
 #endif
 #define NO_GPU (-1)
 

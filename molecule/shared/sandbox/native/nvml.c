@@ -7,9 +7,9 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, TIMEOUT = 10, IRQ_ISSUE = 11, CORRUPTED_INFOROM = 14, GPU_IS_LOST = 15, RESET_REQUIRED = 16,
-       LIBRARY_MISMATCH = 18 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
+       INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, IRQ_ISSUE = 11, CORRUPTED_INFOROM = 14,
+       GPU_IS_LOST = 15, RESET_REQUIRED = 16, LIBRARY_MISMATCH = 18 };
 
 static struct gpu gpus[MAX_GPUS];
 static int count = -1;
@@ -59,6 +59,7 @@ API const char *nvmlErrorString(int code)
     case INVALID_ARGUMENT: return "Invalid Argument";
     case NOT_SUPPORTED: return "Not Supported";
     case NO_PERMISSION: return "Insufficient Permissions";
+    case NOT_FOUND: return "Not Found";
     case INSUFFICIENT_SIZE: return "Insufficient Size";
     case DRIVER_NOT_LOADED: return "Driver Not Loaded";
     case TIMEOUT: return "Timeout";
@@ -171,12 +172,37 @@ API int nvmlDeviceGetPersistenceMode(void *device, unsigned *value)
     return SUCCESS;
 }
 
+API int nvmlDeviceGetComputeMode(void *device, unsigned *value)
+{
+    FOR_GPU(one, device);
+    *value = VALUE((int)(one - gpus), 0);
+    return SUCCESS;
+}
+
 API int nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *next)
 {
     FOR_GPU(one, device);
-    (void)now;
-    (void)next;
-    return NOT_SUPPORTED;
+    int mode = VALUE((int)(one - gpus), -1);
+    if (mode < 0)
+        return NOT_SUPPORTED;
+    *now = *next = (unsigned)mode;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *number)
+{
+    FOR_GPU(one, device);
+    *number = 7;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned index, void **part)
+{
+    FOR_GPU(one, device);
+    if ((int)index >= VALUE((int)(one - gpus), 0))
+        return NOT_FOUND;
+    *part = one;
+    return SUCCESS;
 }
 
 API int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *number, void *table)
