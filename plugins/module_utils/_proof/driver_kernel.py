@@ -3,7 +3,7 @@
 """PRIVATE to gpufleet.workstation: a kernel on every GPU through libcuda alone, without torch.
 
 Tells a broken driver from a wrong wheel. The runner sends this file's source to a Python without site-packages, as an
-unprivileged user, and kills it at a limit: libcuda and NVML can hang. Arguments: the request (unused), the descriptor
+unprivileged user, and kills it at a limit: libcuda and NVML can hang. Arguments: the request as JSON, the descriptor
 for records (JSON, one a line), the descriptor on which the runner says which of the reported GPUs to use. Standard
 library only, Python 3.9.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -106,8 +107,8 @@ class Records:
             record.update(evidence=str(error), error={"type": "CudaError", "number": error.number})
         except ArithmeticError as error:
             record.update(evidence=str(error), code="wrong_result")
-        except OSError as error:
-            record.update(evidence=str(error), code="library_missing")
+        except OSError as error:  # libcuda does not load
+            record.update(evidence=str(error), error={"type": "OSError", "number": None})
         self.write(event="check", id=name, gpu=gpu, ms=round((time.perf_counter() - started) * 1000, 1), **record)
         return record["status"] == "passed"
 
@@ -136,26 +137,76 @@ class NvmlProcess(ctypes.Structure):
     ]
 
 
-def compute_processes() -> dict[str, list[int] | None]:
-    """PCI address -> ids of the processes with a compute context; None where the driver does not tell (WSL)."""
+def ask_nvml(told: dict[str, Any]) -> None:
+    """Collect under `gpus` by PCI address {processes, compute_mode, mig, instances}, and under `errors` what it could not reach.
+
+    `processes` are those with a compute context, None where the driver does not tell (WSL). What it lacks is left out.
+    """
     nvml = ctypes.CDLL("libnvidia-ml.so.1")
     number = nvml.nvmlInit_v2()
     if number:
+        told["errors"].append(number)
         raise OSError(f"NVML does not start: error {number}")
     count = ctypes.c_uint()
     nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-    found: dict[str, list[int] | None] = {}
     for index in range(count.value):
         handle, pci = ctypes.c_void_p(), NvmlPci()
-        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
-            continue  # a GPU that fell off the bus; libcuda's view tells
-        if nvml.nvmlDeviceGetPciInfo_v3(handle, ctypes.byref(pci)):
+        number = nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+        number = number or nvml.nvmlDeviceGetPciInfo_v3(handle, ctypes.byref(pci))
+        if number:
+            told["errors"].append(number)
             continue
-        address = f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0"
-        processes = (NvmlProcess * 256)()
-        size = ctypes.c_uint(len(processes))
-        number = nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(size), processes)
-        found[address] = None if number else [process.pid for process in processes[: size.value]]
+        about: dict[str, Any] = {"processes": compute_processes(nvml, handle)}
+        told["gpus"][f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0"] = about
+        about.update(modes(nvml, handle))
+
+
+def compute_processes(nvml: Any, handle: ctypes.c_void_p) -> list[int] | None:
+    processes = (NvmlProcess * 256)()
+    size = ctypes.c_uint(len(processes))
+    number = nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(size), processes)
+    return None if number else [process.pid for process in processes[: size.value]]
+
+
+def modes(nvml: Any, handle: ctypes.c_void_p) -> dict[str, Any]:
+    """Who may compute on the GPU, and whether it is parted."""
+
+    def asked(name: str, *arguments: Any) -> bool:
+        function = getattr(nvml, name, None)
+        return function is not None and function(handle, *arguments) == 0
+
+    mode, mig, later, most, part = (*(ctypes.c_uint() for _value in range(4)), ctypes.c_void_p())
+    told: dict[str, Any] = {}
+    if asked("nvmlDeviceGetComputeMode", ctypes.byref(mode)):
+        told["compute_mode"] = mode.value
+    if asked("nvmlDeviceGetMigMode", ctypes.byref(mig), ctypes.byref(later)):
+        told["mig"] = bool(mig.value)
+    if mig.value and asked("nvmlDeviceGetMaxMigDeviceCount", ctypes.byref(most)):
+        parts = range(most.value)
+        told["instances"] = sum(asked("nvmlDeviceGetMigDeviceHandleByIndex", at, ctypes.byref(part)) for at in parts)
+    return told
+
+
+# ---- why CUDA does not start ----------------------------------------------------------------------------------------
+
+
+def loaded_libcuda() -> str | None:
+    """The file that is mapped as libcuda, its links followed."""
+    with open("/proc/self/maps", errors="replace") as maps:
+        paths = [line[line.index("/") :].rstrip("\n") for line in maps if "/libcuda.so" in line]
+    return paths[0] if paths else None
+
+
+def opened_nodes(folder: str) -> dict[str, int]:
+    """How opening each device node that CUDA needs ends for this account: 0, or the error's number."""
+    names = [name for name in os.listdir(folder) if re.fullmatch(r"nvidia\d+|dxg", name)]
+    found = {}
+    for name in ["dxg"] if "dxg" in names else ["nvidiactl", "nvidia-uvm", *sorted(names)]:
+        try:
+            os.close(os.open(f"{folder}/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            found[f"/dev/{name}"] = 0
+        except OSError as error:
+            found[f"/dev/{name}"] = error.errno or 0
     return found
 
 
@@ -229,18 +280,19 @@ def run_kernel(cuda: Cuda, index: int, words: tuple[array[int], array[int], arra
 
 def main(arguments: list[str]) -> None:
     records = Records(int(arguments[1]))
-    busy: dict[str, list[int] | None] = {}
+    told: dict[str, Any] = {"gpus": {}, "errors": []}
     words: list[tuple[array[int], array[int], array[int]]] = []
 
-    def ask_nvml() -> None:
+    def nvml() -> None:
         try:
-            busy.update(compute_processes())
+            ask_nvml(told)
         except (OSError, AttributeError) as error:  # no NVML, or one too old to tell: libcuda's own error says more
-            records.write(event="nvml", error=str(error))
+            told["error"] = str(error)
+        records.write(event="nvml", **told)
 
     # Both while CUDA starts, which takes longer than either; whoever calls the driver never waits for whoever computes.
     sys.setswitchinterval(0.0001)
-    meanwhile = [threading.Thread(target=ask_nvml), threading.Thread(target=lambda: words.append(make_words()))]
+    meanwhile = [threading.Thread(target=nvml), threading.Thread(target=lambda: words.append(make_words()))]
     cuda: list[Cuda] = []
     gpus: list[dict[str, Any]] = []
     version = ctypes.c_int()
@@ -264,10 +316,11 @@ def main(arguments: list[str]) -> None:
                 thread.join()
 
     if not records.check("driver.init", start_both):
+        records.write(event="around", libcuda=loaded_libcuda(), nodes=opened_nodes(json.loads(arguments[0]).get("devices", "/dev")))
         records.write(event="end")
         return
     for gpu in gpus:
-        gpu["processes"] = busy.get(gpu["pci_address"])
+        gpu["processes"] = told["gpus"].get(gpu["pci_address"], {}).get("processes")
     records.write(event="gpus", gpus=gpus)
     with os.fdopen(int(arguments[2])) as control:
         chosen = json.loads(control.readline() or "{}").get("gpus") or []

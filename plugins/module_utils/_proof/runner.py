@@ -15,7 +15,7 @@ from typing import Any, Sequence
 
 from .._probe import proc, sysfs
 from .._probe.host import Host, Unreadable
-from . import driver_kernel, judge, torch_checks
+from . import causes, driver_kernel, judge, torch_checks
 from .child import KILL_PATIENCE, Account, AccountError, Child, Nursery, choose_account
 
 DRIVER_LIMIT = (
@@ -110,7 +110,7 @@ def _prove_one(
             for gpu in judge.unfinished(outcome, assigned):
                 alone = _start_torch(nursery, {**settings, "expect": None}, account, deadline)
                 outcomes[gpu["pci_address"]] = _finish_torch(nursery, alone, [gpu])
-    return _judged(settings, level, account, outcome, outcomes, driver), driver
+    return _judged(settings, level, account, outcome, outcomes, driver, host), driver
 
 
 def _start_torch(nursery: Nursery, settings: dict[str, Any], account: Account, deadline: float) -> Child:
@@ -141,7 +141,7 @@ def _try_driver(
     command = ["/usr/bin/python3" if host.runnable("/usr/bin/python3") else python, "-I", "-S", "-B"]
     now = time.monotonic()
     limit = now + min(DRIVER_LIMIT, max(0.0, deadline - now) / 2)
-    child = nursery.start(command, source_of(driver_kernel), {}, account, limit)
+    child = nursery.start(command, source_of(driver_kernel), {"devices": host.at("/dev")}, account, limit)
     nursery.run_until(lambda: child.done or _shown(child) is not None)
     driver.gpus = _shown(child) or []
     _choose(driver, settings, child, host)
@@ -252,6 +252,7 @@ def _judged(
     outcome: judge.Outcome,
     outcomes: dict[str, judge.Outcome],
     driver: Driver | None,
+    host: Host,
 ) -> dict[str, Any]:
     sm = list(settings["sm"])
     if not sm and driver is not None:
@@ -263,6 +264,9 @@ def _judged(
         checks += _host_checks(outcome, driver)
         gpus = judge.judged_gpus(outcomes, driver.outcome, driver.gpus, driver.skipped)
     checks.append(_end_check("python.end", outcome))
+    shown = driver or Driver()
+    told = causes.seen([*outcome.records, *shown.outcome.records], account.name, shown.missing)
+    causes.narrow(host, told, checks, gpus)
     verdict = judge.verdict([*checks, *(check for gpu in gpus for check in gpu["checks"])])
     proven = "static" if judge.verdict(static) == "passed" else None
     reason, remedy = _reason(checks, gpus)

@@ -272,3 +272,91 @@ def test_a_process_that_the_kernel_does_not_let_go_is_reported_and_not_waited_fo
     (left,) = simulated.users()
     assert (found["code"], result["verdict"]) == ("unkillable", "failed")
     assert f"process {left} did not end" in found["evidence"]
+
+
+# ---- causes that the host shows -------------------------------------------------------------------------------------
+
+
+def put(host, path, content):
+    os.makedirs(os.path.dirname(host.root + path), exist_ok=True)
+    with open(host.root + path, "wb") as file:
+        file.write(content)
+
+
+@pytest.mark.failure("device_missing")
+def test_a_node_that_is_not_there_is_why_cuda_does_not_start(prove, simulated, host):
+    os.unlink(host.root + "/dev/nvidia-uvm")
+    simulated.faults("cuInit * 1 return 999")
+    found = of_driver(prove(), "driver.init")
+    assert found["code"] == "device_missing"
+    assert found["evidence"].endswith("(/dev/nvidia-uvm: No such file or directory)")
+
+
+@pytest.mark.failure("device_permission")
+def test_a_node_that_is_closed_to_the_account_is_why_cuda_does_not_start(prove, simulated, host):
+    os.chmod(host.root + "/dev/nvidiactl", 0o000)
+    simulated.faults("cuInit * 1 return 100")
+    result = prove()
+    found = of_driver(result, "driver.init")
+    assert found["code"] == "device_permission"
+    assert f"'{result['user']}' may not open /dev/nvidiactl" in found["evidence"]
+    assert "mode 0000" in found["evidence"]
+
+
+@pytest.mark.failure("uvm_not_loaded")
+def test_a_module_that_is_not_loaded_is_why_cuda_does_not_start(prove, simulated, host):
+    put(host, "/sys/module/nvidia/refcnt", b"1\n")
+    simulated.faults("cuInit * 1 return 999")
+    assert of_driver(prove(), "driver.init")["code"] == "uvm_not_loaded"
+
+
+@pytest.mark.failure("suspended")
+def test_a_host_that_slept_is_why_cuda_does_not_start(prove, simulated, host):
+    put(host, "/sys/power/suspend_stats/success", b"2\n")
+    simulated.faults("cuInit * 1 return 999")
+    assert of_driver(prove(), "driver.init")["code"] == "suspended"
+
+
+@pytest.mark.failure("fabric_manager_stopped")
+def test_a_fabric_manager_that_does_not_run_is_why_cuda_does_not_start(prove, simulated, host):
+    put(host, "/proc/1/comm", b"systemd\n")
+    simulated.faults("cuInit * 1 return 802")
+    assert of_driver(prove(), "driver.init")["code"] == "fabric_manager_stopped"
+
+
+@pytest.mark.failure("cuda_34")
+def test_the_stub_that_was_loaded_is_named_by_its_path(prove, simulated):
+    simulated.faults("cuInit * 1 return 34")
+    found = of_driver(prove(), "driver.init")
+    assert f"the libcuda that was loaded is {simulated.folder}/cuda/libcuda.so.1" in found["evidence"]
+
+
+@pytest.mark.failure("gpu_lost")
+def test_a_gpu_that_fell_off_the_bus_is_told_from_one_that_failed(prove, simulated, host):
+    put(host, f"/sys/bus/pci/devices/{SECOND}/config", b"\xff" * 64)
+    simulated.faults("cuCtxSynchronize * 1 return 719")
+    result = prove()
+    assert kernel_on(result, SECOND)["code"] == "gpu_lost"
+    assert f"{SECOND} does not answer on PCI Express" in kernel_on(result, SECOND)["evidence"]
+    assert kernel_on(result, FIRST)["code"] == "cuda_719"
+
+
+@pytest.mark.failure("gpu_lost", "nvml_15")
+def test_a_gpu_that_nvml_calls_lost_is_lost_and_not_only_missing(prove, simulated):
+    simulated.gpus(1, of="cuda")
+    simulated.faults("nvmlDeviceGetHandleByIndex_v2 1 1 return 15")
+    result = prove()
+    assert of_driver(result, "driver.gpus")["code"] == "gpu_lost"
+    assert kernel_on(result, FIRST)["status"] == "passed"
+
+
+@pytest.mark.failure("gpu_not_served")
+def test_a_gpu_that_was_given_to_another_kernel_driver_is_not_served(prove, simulated, host):
+    folder = f"/sys/bus/pci/devices/{SECOND}"
+    for name, value in {"vendor": b"0x10de\n", "class": b"0x030000\n", "device": b"0x2f04\n"}.items():
+        put(host, f"{folder}/{name}", value)
+    os.symlink("../../../bus/pci/drivers/vfio-pci", host.root + f"{folder}/driver")
+    simulated.gpus(1, of="cuda")
+    found = of_driver(prove(), "driver.gpus")
+    assert found["code"] == "gpu_not_served"
+    assert "vfio-pci" in found["evidence"]
