@@ -16,8 +16,13 @@ description:
     expected, and compares the GPU architectures that torch was compiled for with what the host's GPUs need.
   - Level V(quick) does that and, on every GPU, runs a kernel through the driver alone, without torch, then torch's own
     kernels. Which of the two fails tells a broken driver from a wrong torch.
+  - Level V(full) adds what takes seconds to a minute, FP8 products, a step of an optimizer, the companions' own kernels, the
+    bandwidth between host and GPU, C(torch.compile), a pattern in 90 % of the memory that is free, and with several GPUs
+    copies between every two of them and an all-reduce of NCCL.
+  - Level V(stress) adds a burn of O(burn_seconds) on all GPUs at once.
   - An environment's Python never runs as root. It runs isolated (C(-I)) as the account O(environments[].user), with a clean
-    environment, in a private directory, in a session of its own, and is killed with everything it started at O(time_limit).
+    environment, in a private directory, in a session of its own, and is killed with everything it started at O(time_limit), or
+    when a step on a GPU takes longer than O(gpu_limit). GPUs that were not proven by then are proven without the one that hung.
   - V(passed) means that every check of every GPU ran and passed. What could not run is V(not_run), never V(passed).
   - Changes nothing on the host and leaves nothing behind.
 options:
@@ -65,15 +70,15 @@ options:
       - Path of one Python to prove, in place of O(environments).
     type: path
   level:
-    description: How much is proven.
+    description: How much is proven. Each level contains the ones before it.
     type: str
-    choices: [static, quick]
+    choices: [static, quick, full, stress]
     default: quick
   sm:
     description:
       - The architectures of this host's GPUs, for example V(sm_120). Torch must contain machine code that runs on each; PTX
         does not count.
-      - At level V(quick) the default is what the driver shows. At level V(static) the check C(torch.arch) is V(not_run)
+      - From level V(quick) on the default is what the driver shows. At level V(static) the check C(torch.arch) is V(not_run)
         without it.
     type: list
     elements: str
@@ -89,16 +94,28 @@ options:
     description:
       - What to do about a GPU on which other processes compute. With V(skip) its checks are V(not_run); with V(run) they run
         beside that work, and need up to about 1 GiB of the GPU's memory.
-      - A desktop and services that only watch the GPU do not count.
+      - C(gpu.memory), which would take the memory that the others need, and C(gpu.bandwidth), which they would slow down, are
+        V(not_run) on such a GPU with V(run) too.
+      - A desktop and services that only watch the GPU do not count. An MPS server and processes of other containers do.
     type: str
     choices: [skip, run]
     default: skip
   time_limit:
     description:
       - Seconds for each environment. Whatever still runs then is killed, and its check has failed.
+      - The default is 300, from level V(full) on 600, and at level V(stress) O(burn_seconds) more.
       - A process that hangs inside the driver cannot be killed; it is reported within 5 more seconds.
     type: int
-    default: 300
+  gpu_limit:
+    description:
+      - Seconds for each step on a GPU. One that takes longer is a failure C(hung), and its process is killed.
+      - The burn may take O(burn_seconds) and C(torch.compile), most of which is work of the CPU, 60 s longer.
+    type: int
+    default: 60
+  burn_seconds:
+    description: Seconds for which level V(stress) loads the GPUs.
+    type: int
+    default: 60
   fail_on_verdict:
     description:
       - Whether the task fails when the verdict is V(failed). It never fails because of V(not_run).
@@ -142,6 +159,12 @@ EXAMPLES = r"""
   become: true
   become_user: ada
 
+- name: Prove a new workstation under load for ten minutes
+  gpufleet.workstation.cuda_verify:
+    python: /opt/gpufleet/envs/base/current/bin/python
+    level: stress
+    burn_seconds: 600
+
 - name: Check without a GPU that this torch has code for an RTX 5070
   gpufleet.workstation.cuda_verify:
     python: /srv/image/venv/bin/python
@@ -184,7 +207,7 @@ environments:
       type: str
     proven:
       description:
-        - The highest level at which everything passed, V(static) or V(quick); null where not even V(static) did.
+        - The highest level at which everything passed; null where not even V(static) did.
         - On a host without a GPU, O(level=quick) gives the verdict V(not_run) and this says V(static).
       type: str
     reason:
@@ -222,16 +245,23 @@ environments:
           C(python.start) (the interpreter starts as the account),
           C(torch.import) (torch is installed and its libraries load),
           C(torch.origin) (it comes from the environment itself),
+          C(torch.libraries) (so do the libraries of CUDA that it loaded),
           C(torch.version) (it is the expected build),
           C(torch.cuda) (it is built for CUDA, and for the CUDA of its tag),
           C(torch.arch) (it has machine code for every GPU),
           C(torch.cpu) (a product on the CPU is exact),
           C(companion.NAME) (the companion can be imported, works on the CPU and belongs to this torch).
-        - At level V(quick) follow
+        - From level V(quick) on follow
           C(driver.init) (libcuda loads and starts),
           C(driver.gpus) (CUDA shows every GPU),
           C(driver.end) (the driver's process ended by itself),
           C(torch.devices) (torch starts CUDA).
+        - From level V(full) on, and with more than one GPU,
+          C(gpus.peer) (copies between every two GPUs are unchanged, with and without peer access) and
+          C(gpus.all_reduce) (NCCL's sums over all GPUs that passed are exact, one process for each GPU; multicast inside NVSwitch
+          is left alone), then
+          C(torch.compile) (a compiled function is right, on the first GPU of compute capability 7.0 or higher; where the compiler or
+          Python's headers are missing it is V(not_run)).
         - Always last is C(python.end) (the environment's process ended by itself).
       type: list
       elements: dict
@@ -283,13 +313,25 @@ environments:
           type: str
         checks:
           description:
-            - C(gpu.driver_kernel) (a kernel compiled and run by the driver, without torch),
+            - At level V(quick)
+              C(gpu.driver_kernel) (a kernel compiled and run by the driver, without torch),
               C(gpu.identity) (torch sees this GPU under the same name and architecture),
               C(gpu.copy) (4 MiB to the GPU and back are unchanged),
               C(gpu.elementwise) and C(gpu.reduction) (torch's own kernels, float32),
               C(gpu.matmul_fp32) (TF32 off), C(gpu.matmul_fp16) (compute capability 5.3 or higher), C(gpu.matmul_bf16) and
               C(gpu.matmul_tf32) (both 8.0 or higher),
               C(gpu.conv2d) (cuDNN, forward and backward).
+            - From level V(full) on also
+              C(gpu.matmul_fp8) (e4m3, compute capability 8.9 or higher),
+              C(gpu.optimizer_step) (AdamW changes every weight by what it must),
+              C(gpu.torchvision_nms) and C(gpu.torchaudio_lfilter) (where the companion is expected),
+              C(gpu.bandwidth) (pinned memory reaches 60 % of what the PCI Express link carries at the generation and with the lanes
+              that NVML shows under load; only measured where NVML shows none),
+              C(gpu.memory) (90 % of the free memory keeps a pattern that depends on the address, and its complement).
+            - At level V(stress) also C(gpu.burn) (every product of the burn has the bits of the first one). Its C(values) tell
+              C(products), C(tflop_s), C(temperature_c) and C(power_w) (the highest), and C(throttled) (why clocks were lowered).
+            - The last check of a GPU that passed fails with C(xid) or C(ecc_uncorrected) where NVML reported that from level V(full)
+              on.
             - Every result must be finite and within an error bound that follows from the arithmetic of its type.
           type: list
           elements: dict
@@ -305,8 +347,9 @@ LONGEST = 24 * 3600
 
 def problem_with(parameters: dict) -> str | None:
     """Say what is wrong with the values that the argument specification cannot judge."""
-    if not 1 <= parameters["time_limit"] <= LONGEST:
-        return f"time_limit is {parameters['time_limit']} s; it must be from 1 to {LONGEST}"
+    for name in ("time_limit", "gpu_limit", "burn_seconds"):
+        if parameters[name] is not None and not 1 <= parameters[name] <= LONGEST:
+            return f"{name} is {parameters[name]} s; it must be from 1 to {LONGEST}"
     environments = parameters["environments"] or []
     for sm in [*parameters["sm"], *(sm for environment in environments for sm in environment["sm"] or [])]:
         try:
@@ -340,7 +383,9 @@ def main() -> None:
             "sm": {"type": "list", "elements": "str", "default": []},
             "gpus": {"type": "list", "elements": "str"},
             "when_busy": {"type": "str", "choices": ["skip", "run"], "default": "skip"},
-            "time_limit": {"type": "int", "default": 300},
+            "time_limit": {"type": "int"},
+            "gpu_limit": {"type": "int", "default": 60},
+            "burn_seconds": {"type": "int", "default": 60},
             "fail_on_verdict": {"type": "bool", "default": True},
         },
         mutually_exclusive=[("environments", "python")],
@@ -361,6 +406,8 @@ def main() -> None:
         gpus=None if addresses is None else [str(pci_address(address)) for address in addresses],
         when_busy=parameters["when_busy"],
         time_limit=parameters["time_limit"],
+        gpu_limit=parameters["gpu_limit"],
+        burn_seconds=parameters["burn_seconds"],
     )
     if result["verdict"] == "failed" and parameters["fail_on_verdict"]:
         bad = next(environment for environment in result["environments"] if environment["verdict"] == "failed")

@@ -264,7 +264,7 @@ class Child:
                 self.garbage = line[:200].decode(errors="replace")
 
     def _time(self, record: dict[str, Any]) -> None:
-        step = Step(str(record.get("id")), str(record["gpu"]) if record.get("gpu") else None)
+        step = Step(str(record.get("id") or record.get("event")), str(record["gpu"]) if record.get("gpu") else None)
         if record.get("event") == "check":
             self._steps.pop(step, None)
         elif self._limit_of is not None:
@@ -325,15 +325,27 @@ class Nursery:
         for directory in self._directories:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def start(
-        self, python: Sequence[str], source: str, request: dict[str, Any], account: Account, deadline: float
-    ) -> Child:
-        """A new child in a new private directory."""
+    def directory(self, account: Account) -> str:
+        """A new private directory of the account."""
         directory = tempfile.mkdtemp(prefix="gpufleet-proof-", dir=self._parent)
         self._directories.append(directory)
         if account.switch:
             os.chown(directory, account.uid, account.gid)
-        child = Child(deadline)
+        return directory
+
+    def start(
+        self,
+        python: Sequence[str],
+        source: str,
+        request: dict[str, Any],
+        account: Account,
+        deadline: float,
+        limit_of: Callable[[dict[str, Any]], float | None] | None = None,
+        directory: str | None = None,
+    ) -> Child:
+        """A new child, in a new private directory unless it shares one with others."""
+        directory = directory or self.directory(account)
+        child = Child(deadline, limit_of)
         child.start(python, source, request, account, directory)
         self.children.append(child)
         return child

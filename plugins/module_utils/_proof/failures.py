@@ -417,6 +417,8 @@ _WORDS = (
         "Look at the kernel log (journalctl -k) and rebuild the environment; with SIGILL the CPU lacks an instruction."),
     ("timed_out", "time limit", "the process was still running at its limit and was killed",
         "Look at the kernel log (journalctl -k -g 'NVRM|Xid'); raise the time limit only for slow disks."),
+    ("hung", "GPU hangs", "a step on a GPU did not end within its limit: the GPU, the driver or the program on it hangs",
+        "Look at the kernel log (journalctl -k -g 'NVRM|Xid') and reboot; a GPU that hangs again needs a look at its hardware."),
     ("unkillable", "process cannot be killed", "the process hangs inside the kernel module (state D)",
         "The process hangs inside the driver: only a reboot ends it."),
     ("ended_early", "process ended early", "the process ended before its work was done", "The evidence is what the program printed last."),

@@ -10,23 +10,53 @@ Every check that belongs to a level has a place in the result before anything is
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Collection, Mapping, NamedTuple, Sequence
 
 from .._compat import sass
 from . import failures
 
-LEVELS = ("static", "quick")
-GPU_CHECKS: tuple[tuple[str, tuple[int, int]], ...] = (
-    ("gpu.copy", (0, 0)),
-    ("gpu.elementwise", (0, 0)),
-    ("gpu.reduction", (0, 0)),
-    ("gpu.matmul_fp32", (0, 0)),
-    ("gpu.matmul_fp16", (5, 3)),
-    ("gpu.matmul_bf16", (8, 0)),
-    ("gpu.matmul_tf32", (8, 0)),
-    ("gpu.conv2d", (0, 0)),
+LEVELS = ("static", "quick", "full", "stress")
+"""From the least to the most that is proven."""
+
+
+class GpuCheck(NamedTuple):
+    """A check that torch makes on every GPU."""
+
+    name: str
+    level: str  # the first level that it belongs to
+    capability: tuple[int, int] = (0, 0)  # from which on the hardware has what it tests
+    companion: str | None = None  # the package whose kernel it runs: asked for only where that is expected
+    torch: tuple[int, int] = (0, 0)  # the version from which on torch has it
+    undisturbed: bool = False  # it means something, or harms nobody, only while nobody else computes on the GPU
+
+
+GPU_CHECKS = (
+    GpuCheck("gpu.copy", "quick"),
+    GpuCheck("gpu.elementwise", "quick"),
+    GpuCheck("gpu.reduction", "quick"),
+    GpuCheck("gpu.matmul_fp32", "quick"),
+    GpuCheck("gpu.matmul_fp16", "quick", (5, 3)),
+    GpuCheck("gpu.matmul_bf16", "quick", (8, 0)),
+    GpuCheck("gpu.matmul_tf32", "quick", (8, 0)),
+    GpuCheck("gpu.conv2d", "quick"),
+    GpuCheck("gpu.matmul_fp8", "full", (8, 9), torch=(2, 1)),
+    GpuCheck("gpu.optimizer_step", "full"),
+    GpuCheck("gpu.torchvision_nms", "full", companion="torchvision"),
+    GpuCheck("gpu.torchaudio_lfilter", "full", companion="torchaudio"),
+    GpuCheck("gpu.bandwidth", "full", undisturbed=True),
+    GpuCheck("gpu.memory", "full", undisturbed=True),
+    GpuCheck("gpu.burn", "stress"),
 )
-"""torch's checks of one GPU at level quick, and the compute capability from which the hardware has what they test."""
+"""In the order of the result."""
+
+UNDISTURBED = frozenset(check.name for check in GPU_CHECKS if check.undisturbed)
+
+COMPILES_FROM = (7, 0)  # compute capability: Triton has no older one
+COMPILE_LONGER = 60.0  # seconds that torch.compile, which is the CPU's work, may take beyond the limit of a step
+# The least that pinned copies must reach of what the link carries. Links in good order reach 75 to 90 %; one with half the
+# lanes, or of one generation less, somewhere on the way reaches at most half.
+LINK_SHARE = 0.6
+LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}  # by generation, less the line code
 
 KEPT_EVIDENCE = 2000  # characters
 Check = dict[str, Any]
@@ -52,9 +82,53 @@ def _dotted(sm: str) -> str:
     return f"{major}.{minor}"
 
 
-def gpu_checks(sm: str) -> list[str]:
+def includes(level: str, other: str) -> bool:
+    """Whether proving at `level` proves `other` as well."""
+    return LEVELS.index(level) >= LEVELS.index(other)
+
+
+def gpu_checks(
+    sm: str, level: str = "quick", companions: Collection[str] = (), torch_version: str | None = None
+) -> list[str]:
     """The ids of torch's checks on a GPU of this compute capability."""
-    return [name for name, first in GPU_CHECKS if capability(sm) >= first]
+    version = re.match(r"(\d+)\.(\d+)", torch_version or "")
+    release = (int(version.group(1)), int(version.group(2))) if version else (99, 0)
+    return [
+        check.name
+        for check in GPU_CHECKS
+        if includes(level, check.level)
+        and capability(sm) >= check.capability
+        and release >= check.torch
+        and (check.companion is None or check.companion in companions)
+    ]
+
+
+def host_checks(level: str, sm: Sequence[str]) -> list[str]:
+    """The ids of the checks that belong to the environment and to several GPUs; `sm` names the GPUs' architectures."""
+    if not includes(level, "full"):
+        return []
+    several = ["gpus.peer", "gpus.all_reduce"] if len(sm) > 1 else []
+    return several + (["torch.compile"] if any(capability(each) >= COMPILES_FROM for each in sm) else [])
+
+
+def level_of(name: str) -> str:
+    """The first level that a check belongs to."""
+    if name in ("gpus.peer", "gpus.all_reduce", "torch.compile"):
+        return "full"
+    if name.startswith("driver.") or name in ("torch.devices", "gpu.driver_kernel", "gpu.identity"):
+        return "quick"
+    return next((check.level for check in GPU_CHECKS if check.name == name), "static")
+
+
+def step_limit(record: Mapping[str, Any], gpu_limit: float, burn_seconds: float) -> float | None:
+    """How many seconds the step that this record begins may take; None for what touches no GPU."""
+    name = str(record.get("id"))
+    if record.get("event") == "end":
+        return gpu_limit  # what is left is taking the CUDA contexts down
+    if record.get("event") != "begin" or not (record.get("gpu") or level_of(name) != "static"):
+        return None
+    longer = {"gpu.burn": burn_seconds, "torch.compile": COMPILE_LONGER}
+    return gpu_limit + longer.get(name, 0.0)
 
 
 def passed(name: str, evidence: str, **values: Any) -> Check:
@@ -119,9 +193,10 @@ def _from_record(record: dict[str, Any]) -> Check:
     evidence = str(record.get("evidence") or "")[:KEPT_EVIDENCE]
     code: str | None = None
     if status != "passed":
-        status = "failed"
         code = record.get("code")
-        if not isinstance(code, str) or code not in failures.TABLE:
+        known = isinstance(code, str) and code in failures.TABLE
+        status = "not_run" if known and status == "not_run" else "failed"
+        if not known:
             error = _mapping(record.get("error"))
             code = failures.code_of(name, error.get("number"), error.get("type"), evidence)
     check = _check(name, status, evidence, code, _mapping(record.get("values")))
@@ -162,6 +237,7 @@ def static_checks(
     if imported["status"] == "passed" and torch:
         checks += [
             _origin(torch),
+            _libraries(torch),
             _version(torch, expect.get("torch")),
             _cuda(torch, expect.get("torch")),
             _arch(torch, sm),
@@ -170,7 +246,7 @@ def static_checks(
         for name, check in zip(wanted, from_records(outcome, ["companion." + name for name in wanted])):
             checks.append(_companion(check, companions.get(name), wanted[name], torch))
     else:
-        names = ["torch.origin", "torch.version", "torch.cuda", "torch.arch", "torch.cpu"]
+        names = ["torch.origin", "torch.libraries", "torch.version", "torch.cuda", "torch.arch", "torch.cpu"]
         names += ["companion." + name for name in wanted]
         checks += [not_run(name, "stopped", "torch was not imported") for name in names]
     return checks, torch, companions
@@ -181,6 +257,8 @@ def _torch_facts(facts: dict[str, Any]) -> dict[str, Any]:
         return {}
     keys = ("version", "distribution_version", "cuda", "hip", "file", "prefix")
     torch: dict[str, Any] = {key: str(facts[key]) if facts.get(key) is not None else None for key in keys}
+    foreign = facts.get("foreign_libraries")
+    torch["foreign_libraries"] = [_mapping(each) for each in foreign] if isinstance(foreign, list) else []
     flags = facts.get("arch_flags")
     torch["arch_flags"] = [flag for flag in flags if isinstance(flag, str)] if isinstance(flags, list) else []
     return torch
@@ -193,6 +271,15 @@ def _origin(torch: dict[str, Any]) -> Check:
     return failed("torch.origin", "outside", f"torch comes from {file}, which is outside of {prefix}")
 
 
+def _libraries(torch: dict[str, Any]) -> Check:
+    """What an older system-wide CUDA brings along must not stand in for what torch was tested with."""
+    for each in torch["foreign_libraries"]:
+        path, own = str(each.get("path")), str(each.get("own"))
+        text = f"{path} was loaded in place of {own}"
+        return failed("torch.libraries", "shadowed_library", text, path=path, own=own)
+    return passed("torch.libraries", "no library of CUDA came from another place than the environment's own")
+
+
 def _version(torch: dict[str, Any], expected: str | None) -> Check:
     found = str(torch.get("version"))
     if not expected:
@@ -201,7 +288,9 @@ def _version(torch: dict[str, Any], expected: str | None) -> Check:
     same = found == expected if local else split_version(found)[0] == public
     if same:
         return passed("torch.version", f"torch {found}, as asked for")
-    code = "cpu_build" if torch.get("cuda") is None and not torch.get("hip") else "wrong_version"
+    code = "wrong_index" if split_version(found)[0] == public else "wrong_version"
+    if torch.get("cuda") is None and not torch.get("hip"):
+        code = "cpu_build"
     return failed("torch.version", code, f"torch says {found}, asked for was {expected}")
 
 
@@ -214,7 +303,7 @@ def _cuda(torch: dict[str, Any], expected: str | None) -> Check:
     tag = split_version(expected)[1] if expected else None
     tag = tag or split_version(str(version))[1]
     if tag and tag.startswith("cu") and tag != "cu" + "".join(str(cuda).split(".")[:2]):
-        return failed("torch.cuda", "wrong_version", f"torch {version} is built for CUDA {cuda}, which is not {tag}")
+        return failed("torch.cuda", "wrong_index", f"torch {version} is built for CUDA {cuda}, which is not {tag}")
     return passed("torch.cuda", f"torch is built for CUDA {cuda}")
 
 
@@ -248,7 +337,8 @@ def _companion(check: Check, found: str | None, expected: str | None, torch: dic
     tag = split_version(str(torch.get("version")))[1]
     wanted_public, wanted_local = split_version(expected or public)
     if public != wanted_public or (wanted_local and local != wanted_local):
-        problem = failed(check["id"], "wrong_version", f"{found}, asked for was {expected}")
+        code = "wrong_index" if public == wanted_public else "wrong_version"
+        problem = failed(check["id"], code, f"{found}, asked for was {expected}")
     elif local and tag and local != tag and re.fullmatch(r"cpu|cu\d+", local):
         problem = failed(check["id"], "companion_build", f"{found} does not belong to torch {torch.get('version')}")
     else:
@@ -265,18 +355,28 @@ def judged_gpus(
     driver: Outcome,
     gpus: Sequence[dict[str, Any]],
     skipped: Mapping[str, tuple[str, str]],
+    names_of: Callable[[str], list[str]] = gpu_checks,
+    shared: Mapping[str, tuple[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry per GPU. `torch` holds, by PCI address, the process that tells about it; `skipped`, why one was left alone."""
+    """One entry per GPU.
+
+    `torch` holds, by PCI address, the process that tells about it; `skipped`, why one was left alone; `shared`, why one was
+    spared what would disturb others. `names_of` gives the checks of an architecture.
+    """
     result = []
     for gpu in gpus:
         address = gpu["pci_address"]
-        names = ["gpu.identity", *gpu_checks(gpu["sm"])]
+        names = ["gpu.identity", *names_of(gpu["sm"])]
         if address in skipped:
             checks = [not_run(name, *skipped[address]) for name in ("gpu.driver_kernel", *names)]
         else:
             checks = from_records(driver, ["gpu.driver_kernel"], address)
             if checks[0]["status"] == "passed":
-                checks += from_records(torch[address], names, address)
+                told = from_records(torch[address], names, address)
+                spared = (shared or {}).get(address)
+                checks += [
+                    not_run(check["id"], *spared) if spared and check["id"] in UNDISTURBED else check for check in told
+                ]
             else:
                 checks += [not_run(name, "stopped", "the driver's own kernel did not pass") for name in names]
         shown = {key: gpu.get(key) for key in ("pci_address", "uuid", "name", "sm")}
@@ -285,9 +385,71 @@ def judged_gpus(
 
 
 def unfinished(outcome: Outcome, gpus: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The GPUs that still had checks before them when the process ended."""
+    """The GPUs that still had some of their `checks` before them when the process ended."""
     told = {(record.get("gpu"), record.get("id")) for record in outcome.records if record.get("event") == "check"}
-    return [gpu for gpu in gpus if any((gpu["pci_address"], name) not in told for name in gpu_checks(gpu["sm"]))]
+    return [gpu for gpu in gpus if any((gpu["pci_address"], name) not in told for name in gpu["checks"])]
+
+
+def with_observations(checks: list[Check], seen: Mapping[str, Any]) -> list[Check]:
+    """The checks of one GPU, in the light of what NVML told meanwhile: the link, the temperature, errors of the hardware."""
+    last = next((check["id"] for check in reversed(checks) if check["status"] == "passed"), None)
+    result = []
+    for check in checks:
+        if check["id"] == "gpu.bandwidth" and check["status"] == "passed":
+            check = _bandwidth(check, seen.get("link"))
+        if check["id"] == "gpu.burn":
+            kept = ("temperature_c", "power_w", "throttled", "xid", "uncorrected_ecc_errors")
+            told = {key: seen[key] for key in kept if key in seen}
+            throttled = f", throttled by {', '.join(told['throttled'])}" if told.get("throttled") else ""
+            shown = f"; up to {told['temperature_c']} °C{throttled}" if "temperature_c" in told else ""
+            check = {**check, "evidence": check["evidence"] + shown, "values": {**check["values"], **told}}
+        if check["id"] == last and (seen.get("xid") or seen.get("uncorrected_ecc_errors")):
+            check = _hardware(check, seen)
+        result.append(check)
+    return result
+
+
+def _bandwidth(check: Check, link: Any) -> Check:
+    """Fast enough for the link that NVML saw under load; where it saw none, the numbers stand for themselves."""
+    speeds = [check["values"].get(name) for name in ("to_gpu_gb_s", "from_gpu_gb_s")]
+    generation, lanes = link if isinstance(link, list) and len(link) == 2 else (None, None)
+    if generation not in LANE_GB_S or not lanes or not all(isinstance(speed, (int, float)) for speed in speeds):
+        return {**check, "evidence": check["evidence"] + "; what the link carries is not known"}
+    carries = LANE_GB_S[generation] * lanes
+    values = {**check["values"], "link_generation": generation, "link_lanes": lanes, "link_gb_s": round(carries, 1)}
+    evidence = f"{check['evidence']}; the link (generation {generation}, {lanes} lanes) carries {carries:.1f} GB/s"
+    if min(speeds) >= LINK_SHARE * carries:
+        return {**check, "evidence": evidence, "values": values}
+    slow = failed("gpu.bandwidth", "slow_link", f"{evidence}, less than {LINK_SHARE:.0%} of that arrived", **values)
+    return {**slow, "ms": check["ms"]}
+
+
+def _hardware(check: Check, seen: Mapping[str, Any]) -> Check:
+    """A GPU that reported an error of its hardware while it computed is not proven, whatever came out."""
+    if seen.get("xid"):
+        numbers = ", ".join(str(number) for number in seen["xid"])
+        found = failed(check["id"], "xid", f"the driver reported Xid {numbers} during the proof", **check["values"])
+    else:
+        count = seen["uncorrected_ecc_errors"]
+        text = f"{count} uncorrectable errors of the GPU's memory were counted during the proof"
+        found = failed(check["id"], "ecc_uncorrected", text, **check["values"])
+    return {**found, "ms": check["ms"]}
+
+
+def joined(name: str, checks: Sequence[Check]) -> Check:
+    """One check that several processes told: the first failure, else the first that did not run, else the first."""
+    worst = next(
+        (check for status in ("failed", "not_run") for check in checks if check["status"] == status), checks[0]
+    )
+    return {**worst, "id": name}
+
+
+def proven(level: str, checks: Sequence[Check]) -> str | None:
+    """The highest level below `level` of which every check passed."""
+    for lower in reversed(LEVELS[: LEVELS.index(level)]):
+        if verdict([check for check in checks if includes(lower, level_of(check["id"]))]) == "passed":
+            return lower
+    return None
 
 
 def verdict(checks: Sequence[Check]) -> str:

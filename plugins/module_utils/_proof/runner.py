@@ -11,16 +11,40 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Sequence
+from functools import partial
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from .._probe import proc, sysfs
 from .._probe.host import Host, Unreadable
-from . import causes, driver_kernel, judge, torch_checks
+from . import causes, driver_kernel, judge, torch_checks, watch
 from .child import KILL_PATIENCE, Account, AccountError, Child, Nursery, choose_account
 
-DRIVER_LIMIT = (
-    60.0  # seconds for libcuda and one kernel per GPU; without persistence mode a GPU takes up to 3 s to start
-)
+GPU_LIMIT = 60.0  # seconds for a step on a GPU; without persistence mode a GPU takes up to 3 s to start
+BURN_SECONDS = 60.0
+TIME_LIMITS = {"static": 300.0, "quick": 300.0, "full": 600.0, "stress": 600.0}  # for an environment, besides the burn
+WATCH_PATIENCE = 5.0  # seconds that NVML gets to say what it saw, when the load is over
+
+
+class Settings(NamedTuple):
+    """How an environment is proven."""
+
+    name: str
+    python: str
+    user: str | None
+    expect: dict[str, Any]
+    sm: list[str]
+    level: str
+    gpus: Sequence[str] | None
+    when_busy: str
+    gpu_limit: float
+    burn_seconds: float
+
+    @property
+    def companions(self) -> list[str]:
+        return sorted(self.expect.get("companions") or {})
+
+    def limit_of(self, record: Mapping[str, Any]) -> float | None:
+        return judge.step_limit(record, self.gpu_limit, self.burn_seconds)
 
 
 class Driver:
@@ -32,6 +56,7 @@ class Driver:
         self.gpus: list[dict[str, Any]] = []  # those that CUDA shows and that were asked for
         self.missing: list[str] = []  # addresses that were asked for, or that the kernel module serves, and CUDA lacks
         self.skipped: dict[str, tuple[str, str]] = {}  # by address: why a GPU was left alone
+        self.shared: dict[str, tuple[str, str]] = {}  # by address: why only what disturbs nobody runs on a GPU
 
     def usable(self) -> list[dict[str, Any]]:
         """The GPUs on which the driver's own kernel passed."""
@@ -47,8 +72,8 @@ def run_checks(
 ) -> dict[str, Any]:
     """Prove one interpreter; the result is that of one environment, see `prove`.
 
-    `request`: level (`static` or `quick`), expect ({torch, companions: {name: version}}), sm (what the host's GPUs
-    need), gpus (PCI addresses, None: all), when_busy (`skip` or `run`).
+    `request`: level, expect ({torch, companions: {name: version}}), sm (what the host's GPUs need), gpus (PCI addresses,
+    None: all), when_busy (`skip` or `run`), gpu_limit, burn_seconds.
     """
     environment = {"name": python, "python": python, "user": user}
     result = prove(
@@ -57,6 +82,8 @@ def run_checks(
         gpus=request.get("gpus"),
         when_busy=request.get("when_busy") or "skip",
         time_limit=time_limit,
+        gpu_limit=request.get("gpu_limit") or GPU_LIMIT,
+        burn_seconds=request.get("burn_seconds") or BURN_SECONDS,
         host=host,
     )
     return result["environments"][0]
@@ -68,17 +95,31 @@ def prove(
     sm: Sequence[str] = (),
     gpus: Sequence[str] | None = None,
     when_busy: str = "skip",
-    time_limit: float = 300.0,
+    time_limit: float | None = None,
+    gpu_limit: float = GPU_LIMIT,
+    burn_seconds: float = BURN_SECONDS,
     host: Host | None = None,
 ) -> dict[str, Any]:
     """Prove environments one after the other: {verdict, level, environments: [...]}, as cuda_verify documents it."""
     host = host or Host()
     driver: Driver | None = None
+    limit = time_limit or TIME_LIMITS[level] + (burn_seconds if level == "stress" else 0.0)
     results = []
     for environment in environments:
         started = time.monotonic()
-        settings = {**environment, "sm": list(environment.get("sm") or sm), "gpus": gpus, "when_busy": when_busy}
-        result, driver = _prove_one(settings, level, driver, started + time_limit, host)
+        settings = Settings(
+            name=environment["name"],
+            python=environment["python"],
+            user=environment.get("user"),
+            expect=environment.get("expect") or {},
+            sm=list(environment.get("sm") or sm),
+            level=level,
+            gpus=gpus,
+            when_busy=when_busy,
+            gpu_limit=gpu_limit,
+            burn_seconds=burn_seconds,
+        )
+        result, driver = _prove_one(settings, driver, started + limit, host)
         result["ms"] = round((time.monotonic() - started) * 1000)
         results.append(result)
     return {
@@ -88,67 +129,164 @@ def prove(
     }
 
 
+class Torch(NamedTuple):
+    """What the environment's own processes showed."""
+
+    outcome: judge.Outcome  # of the one that was started first
+    of_gpu: dict[str, judge.Outcome]  # by PCI address: of the one that tells about it
+    observed: dict[str, Any]  # by PCI address: what NVML saw meanwhile
+
+
 def _prove_one(
-    settings: dict[str, Any], level: str, driver: Driver | None, deadline: float, host: Host
+    settings: Settings, driver: Driver | None, deadline: float, host: Host
 ) -> tuple[dict[str, Any], Driver | None]:
     try:
-        account = choose_account(settings.get("user"))
+        account = choose_account(settings.user)
     except AccountError as error:
-        return _unproven(settings, level, judge.not_run("python.start", "no_account", str(error))), driver
+        return _unproven(settings, judge.not_run("python.start", "no_account", str(error))), driver
     with Nursery() as nursery:
-        child = _start_torch(nursery, settings, account, deadline)
-        if level == "static":
-            assigned = []
-        else:
-            # The driver is tried while torch is being imported; torch waits for the answer before it touches a GPU.
-            driver = driver or _try_driver(nursery, settings["python"], settings, account, deadline, host)
-            assigned = driver.usable()
-        outcome = _finish_torch(nursery, child, assigned)
-        outcomes = {gpu["pci_address"]: outcome for gpu in assigned}
-        if child.signal_name() and len(assigned) > 1:
-            # Any of the GPUs can have crashed the process: alone, each one tells for itself.
-            for gpu in judge.unfinished(outcome, assigned):
-                alone = _start_torch(nursery, {**settings, "expect": None}, account, deadline)
-                outcomes[gpu["pci_address"]] = _finish_torch(nursery, alone, [gpu])
-    return _judged(settings, level, account, outcome, outcomes, driver, host), driver
+        start = partial(_start_torch, nursery, settings, account, deadline)
+        child = start()
+        if settings.level == "static":
+            outcome = _finish(nursery, [(child, {})])[0]
+            return _judged(settings, account, Torch(outcome, {}, {}), None, lambda proven: [], host), driver
+        # The driver is tried while torch is being imported; torch waits for the answer before it touches a GPU.
+        driver = driver or _try_driver(nursery, settings, account, deadline, host)
+        torch = _try_torch(
+            nursery, settings, child, start, _start_watch(nursery, settings, driver, account, host), driver
+        )
+        return _judged(settings, account, torch, driver, partial(_all_reduce, nursery, account, start), host), driver
 
 
-def _start_torch(nursery: Nursery, settings: dict[str, Any], account: Account, deadline: float) -> Child:
-    folder, name = os.path.split(settings["python"])
+def _start_torch(
+    nursery: Nursery, settings: Settings, account: Account, deadline: float, directory: str | None = None
+) -> Child:
+    folder, name = os.path.split(settings.python)
     # A link such as `current` is followed once, here: Python imports late, and the link can be switched meanwhile.
     python = os.path.join(os.path.realpath(folder), name)
-    request = {"companions": sorted((settings.get("expect") or {}).get("companions") or {})}
-    return nursery.start([python, "-I", "-B"], source_of(torch_checks), request, account, deadline)
+    request = {"companions": settings.companions}
+    return nursery.start(
+        [python, "-I", "-B"], source_of(torch_checks), request, account, deadline, settings.limit_of, directory
+    )
 
 
-def _finish_torch(nursery: Nursery, child: Child, gpus: Sequence[dict[str, Any]]) -> judge.Outcome:
-    child.tell({"gpus": [{**gpu, "checks": judge.gpu_checks(gpu["sm"])} for gpu in gpus]})
-    nursery.run_until(lambda: child.done)
-    return judge.Outcome(child.records, problem_of(child))
+def _finish(nursery: Nursery, children: Sequence[tuple[Child, dict[str, Any]]]) -> list[judge.Outcome]:
+    """Tell children what to do, and wait until all have done it."""
+    for child, message in children:
+        child.tell(message)
+    nursery.run_until(lambda: all(child.done for child, _message in children))
+    return [judge.Outcome(child.records, problem_of(child)) for child, _message in children]
+
+
+def _try_torch(
+    nursery: Nursery,
+    settings: Settings,
+    child: Child,
+    start: Callable[[], Child],
+    watcher: Child | None,
+    driver: Driver,
+) -> Torch:
+    """Run torch's checks; where one GPU crashed or hung the process, the others are tried again alone."""
+    gpus = []
+    for gpu in driver.usable():
+        names = judge.gpu_checks(gpu["sm"], settings.level, settings.companions)
+        spared = judge.UNDISTURBED if gpu["pci_address"] in driver.shared else ()
+        gpus.append({**gpu, "checks": [name for name in names if name not in spared]})
+    names = judge.host_checks(settings.level, [gpu["sm"] for gpu in gpus])
+    able = [gpu["pci_address"] for gpu in gpus if judge.capability(gpu["sm"]) >= judge.COMPILES_FROM]
+    message = {
+        "gpus": gpus,
+        "burn_seconds": settings.burn_seconds,
+        "peers": "gpus.peer" in names,
+        "compile_on": able[0] if "torch.compile" in names else None,
+    }
+    outcome = _finish(nursery, [(child, message)])[0]
+    of_gpu = {gpu["pci_address"]: outcome for gpu in gpus}
+    if len(gpus) > 1 and (child.signal_name() or child.overdue):
+        # Any of the GPUs can have crashed the process: alone, each one tells for itself. The one that hung has told.
+        hung = child.overdue.gpu if child.overdue else None
+        again = [gpu for gpu in judge.unfinished(outcome, gpus) if gpu["pci_address"] != hung]
+        if len(again) > 1:  # side by side; what needs a link for itself is left out
+            again = [{**gpu, "checks": [name for name in gpu["checks"] if name != "gpu.bandwidth"]} for gpu in again]
+        alone = [(start(), {"gpus": [gpu], "burn_seconds": settings.burn_seconds}) for gpu in again]
+        of_gpu.update(zip((gpu["pci_address"] for gpu in again), _finish(nursery, alone)))
+    observed: dict[str, Any] = {}
+    if watcher is not None:
+        watcher.deadline = time.monotonic() + WATCH_PATIENCE
+        _finish(nursery, [(watcher, {})])
+        told = next((record.get("gpus") for record in watcher.records if record.get("event") == "watched"), None)
+        observed = told if isinstance(told, dict) else {}
+    return Torch(outcome, of_gpu, observed)
+
+
+def _all_reduce(
+    nursery: Nursery, account: Account, start: Callable[..., Child], gpus: Sequence[dict[str, Any]]
+) -> list[judge.Check]:
+    """NCCL over these GPUs, a process for each: what each of them tells, those first that ended before they were ended."""
+    directory = nursery.directory(account)
+    children = [start(directory=directory) for _gpu in gpus]
+    for rank, (child, gpu) in enumerate(zip(children, gpus)):
+        task = {"gpu": gpu, "rank": rank, "world": len(gpus), "store": os.path.join(directory, "store")}
+        child.tell({"all_reduce": task})
+
+    def over() -> bool:
+        # One that is gone or has failed keeps the others waiting for it.
+        return all(child.done for child in children) or any(_failed_alone(child) for child in children)
+
+    nursery.run_until(over)
+    children.sort(key=lambda child: not _failed_alone(child))
+    for child in children:
+        child.deadline = 0.0
+    outcomes = _finish(nursery, [(child, {}) for child in children])
+    checks = []
+    for outcome in outcomes:
+        addresses = [record.get("gpu") for record in outcome.records if record.get("id") == "gpus.all_reduce"]
+        checks += judge.from_records(outcome, ["gpus.all_reduce"], addresses[0] if addresses else None)
+    return checks
+
+
+def _failed_alone(child: Child) -> bool:
+    told = [record.get("status") for record in child.records if record.get("event") == "check"]
+    return (child.done and problem_of(child) is not None) or any(status != "passed" for status in told)
 
 
 # ---- the driver without torch ---------------------------------------------------------------------------------------
 
 
-def _try_driver(
-    nursery: Nursery, python: str, settings: dict[str, Any], account: Account, deadline: float, host: Host
-) -> Driver:
+def _try_driver(nursery: Nursery, settings: Settings, account: Account, deadline: float, host: Host) -> Driver:
     driver = Driver()
     driver.absent = driver_absent(host)
     if driver.absent is not None:
         return driver
-    # The system's own Python works also when the environment does not.
-    command = ["/usr/bin/python3" if host.runnable("/usr/bin/python3") else python, "-I", "-S", "-B"]
     now = time.monotonic()
-    limit = now + min(DRIVER_LIMIT, max(0.0, deadline - now) / 2)
-    child = nursery.start(command, source_of(driver_kernel), {"devices": host.at("/dev")}, account, limit)
+    # NVML, which is asked first, can hang as well: all of it together gets what a step gets.
+    limit = now + min(settings.gpu_limit + 1, max(0.0, deadline - now) / 2)
+    child = nursery.start(
+        _system_python(host, settings),
+        source_of(driver_kernel),
+        {"devices": host.at("/dev")},
+        account,
+        limit,
+        settings.limit_of,
+    )
     nursery.run_until(lambda: child.done or _shown(child) is not None)
     driver.gpus = _shown(child) or []
     _choose(driver, settings, child, host)
-    child.tell({"gpus": [gpu["pci_address"] for gpu in driver.gpus if gpu["pci_address"] not in driver.skipped]})
-    nursery.run_until(lambda: child.done)
-    driver.outcome = judge.Outcome(child.records, problem_of(child))
+    chosen = [gpu["pci_address"] for gpu in driver.gpus if gpu["pci_address"] not in driver.skipped]
+    driver.outcome = _finish(nursery, [(child, {"gpus": chosen})])[0]
     return driver
+
+
+def _start_watch(nursery: Nursery, settings: Settings, driver: Driver, account: Account, host: Host) -> Child | None:
+    """NVML looks on while the GPUs work, where the level gives them enough to do."""
+    if not judge.includes(settings.level, "full") or not driver.usable():
+        return None
+    return nursery.start(_system_python(host, settings), source_of(watch), {}, account, float("inf"))
+
+
+def _system_python(host: Host, settings: Settings) -> list[str]:
+    """The system's own Python works also when the environment does not."""
+    return ["/usr/bin/python3" if host.runnable("/usr/bin/python3") else settings.python, "-I", "-S", "-B"]
 
 
 def driver_absent(host: Host) -> tuple[str, str] | None:
@@ -178,21 +316,20 @@ def _shown(child: Child) -> list[dict[str, Any]] | None:
     return next((list(record["gpus"]) for record in child.records if record.get("event") == "gpus"), None)
 
 
-def _choose(driver: Driver, settings: dict[str, Any], child: Child, host: Host) -> None:
-    """Which GPUs are left alone, and which are missing."""
+def _choose(driver: Driver, settings: Settings, child: Child, host: Host) -> None:
+    """Which GPUs are left alone or treated with care, and which are missing."""
     addresses = [gpu["pci_address"] for gpu in driver.gpus]
-    wanted = settings["gpus"]
+    wanted = settings.gpus
     if wanted is None:
         driver.missing = [address for address in _served(host) if address not in addresses]
     else:
         driver.missing = [address for address in wanted if address not in addresses]
         driver.gpus = [gpu for gpu in driver.gpus if gpu["pci_address"] in wanted]
-    if settings["when_busy"] == "run":
-        return
+    used = driver.shared if settings.when_busy == "run" else driver.skipped
     for gpu in driver.gpus:
         processes = _computing(gpu.get("processes"), host, [os.getpid(), child.pid or 0])
         if processes:
-            driver.skipped[gpu["pci_address"]] = ("busy", f"in use by {', '.join(processes[:5])}")
+            used[gpu["pci_address"]] = ("busy", f"in use by {', '.join(processes[:5])}")
 
 
 def _served(host: Host) -> list[str]:
@@ -234,6 +371,9 @@ def problem_of(child: Child) -> tuple[str, str] | None:
         return "no_start", f"the interpreter did not start: {child.start_error}"
     if child.unkillable:
         return "unkillable", f"process {child.pid} did not end within {KILL_PATIENCE:g} s of SIGKILL"
+    if child.overdue is not None:
+        where = f" on {child.overdue.gpu}" if child.overdue.gpu else ""
+        return "hung", f"{child.overdue.name}{where} did not end within its limit and was killed.{last}"
     if child.timed_out:
         return "timed_out", f"killed at the time limit.{last}"
     if child.signal_name():
@@ -246,46 +386,80 @@ def problem_of(child: Child) -> tuple[str, str] | None:
 
 
 def _judged(
-    settings: dict[str, Any],
-    level: str,
+    settings: Settings,
     account: Account,
-    outcome: judge.Outcome,
-    outcomes: dict[str, judge.Outcome],
+    torch: Torch,
     driver: Driver | None,
+    all_reduce: Callable[[Sequence[dict[str, Any]]], list[judge.Check]],
     host: Host,
 ) -> dict[str, Any]:
-    sm = list(settings["sm"])
-    if not sm and driver is not None:
-        sm = sorted({gpu["sm"] for gpu in driver.gpus})
-    static, torch, companions = judge.static_checks(outcome, settings.get("expect") or {}, sm)
-    checks = list(static)
+    """The result; `all_reduce` is called with the GPUs that have passed, where there are several."""
+    sm = settings.sm or (sorted({gpu["sm"] for gpu in driver.gpus}) if driver is not None else [])
+    checks, facts, companions = judge.static_checks(torch.outcome, settings.expect, sm)
     gpus: list[dict[str, Any]] = []
-    if level != "static" and driver is not None:
-        checks += _host_checks(outcome, driver)
-        gpus = judge.judged_gpus(outcomes, driver.outcome, driver.gpus, driver.skipped)
-    checks.append(_end_check("python.end", outcome))
+    if driver is not None:
+        gpus = judge.judged_gpus(
+            torch.of_gpu,
+            driver.outcome,
+            driver.gpus,
+            driver.skipped,
+            lambda each: judge.gpu_checks(each, settings.level, settings.companions, facts.get("version")),
+            driver.shared,
+        )
+        for gpu in gpus:
+            gpu["checks"] = judge.with_observations(gpu["checks"], torch.observed.get(gpu["pci_address"]) or {})
+            gpu["verdict"] = judge.verdict(gpu["checks"])
+        checks += _host_checks(torch.outcome, driver)
+        checks += _checks_of_several(settings, torch.outcome, driver, gpus, all_reduce)
+    end = _end_check("python.end", torch.outcome)
     shown = driver or Driver()
-    told = causes.seen([*outcome.records, *shown.outcome.records], account.name, shown.missing)
-    causes.narrow(host, told, checks, gpus)
-    verdict = judge.verdict([*checks, *(check for gpu in gpus for check in gpu["checks"])])
-    proven = "static" if judge.verdict(static) == "passed" else None
+    told = causes.seen([*torch.outcome.records, *shown.outcome.records], account.name, shown.missing)
+    causes.narrow(host, told, [*checks, end], gpus)
+    everything = [*checks, *(check for gpu in gpus for check in gpu["checks"])]
+    verdict = judge.verdict([*everything, end])
+    checks.append(end)
     reason, remedy = _reason(checks, gpus)
     return {
-        "name": settings["name"],
-        "python": settings["python"],
+        "name": settings.name,
+        "python": settings.python,
         "user": account.name,
         "verdict": verdict,
-        "level": level,
-        "proven": level if verdict == "passed" else proven,
+        "level": settings.level,
+        "proven": settings.level if verdict == "passed" else judge.proven(settings.level, everything),
         "reason": reason,
         "remedy": remedy,
         "checks": checks,
         "gpus": gpus,
-        "torch": {key: torch[key] for key in ("version", "distribution_version", "cuda", "arch_flags")}
-        if torch
+        "torch": {key: facts[key] for key in ("version", "distribution_version", "cuda", "arch_flags")}
+        if facts
         else None,
         "companions": companions,
     }
+
+
+def _checks_of_several(
+    settings: Settings,
+    outcome: judge.Outcome,
+    driver: Driver,
+    gpus: Sequence[dict[str, Any]],
+    all_reduce: Callable[[Sequence[dict[str, Any]]], list[judge.Check]],
+) -> list[judge.Check]:
+    """torch.compile, and what takes more than one GPU."""
+    names = judge.host_checks(settings.level, [gpu["sm"] for gpu in gpus])
+    checks = {check["id"]: check for check in judge.from_records(outcome, names)}
+    if "gpus.all_reduce" in checks:
+        good = [gpu["pci_address"] for gpu in gpus if not any(check["status"] == "failed" for check in gpu["checks"])]
+        usable = [gpu for gpu in driver.usable() if gpu["pci_address"] in good]
+        if len(usable) < 2:
+            text = "fewer than two GPUs were left to prove on"
+            if checks["gpus.peer"]["status"] == "not_run":
+                checks["gpus.peer"] = judge.not_run("gpus.peer", "stopped", text)
+            checks["gpus.all_reduce"] = judge.not_run("gpus.all_reduce", "stopped", text)
+        elif checks["gpus.peer"]["status"] == "failed":
+            checks["gpus.all_reduce"] = judge.not_run("gpus.all_reduce", "stopped", "gpus.peer failed before it")
+        else:
+            checks["gpus.all_reduce"] = judge.joined("gpus.all_reduce", all_reduce(usable))
+    return list(checks.values())
 
 
 def _host_checks(outcome: judge.Outcome, driver: Driver) -> list[judge.Check]:
@@ -329,13 +503,13 @@ def _reason(checks: Sequence[judge.Check], gpus: Sequence[dict[str, Any]]) -> tu
     return "", ""
 
 
-def _unproven(settings: dict[str, Any], level: str, check: judge.Check) -> dict[str, Any]:
+def _unproven(settings: Settings, check: judge.Check) -> dict[str, Any]:
     return {
-        "name": settings["name"],
-        "python": settings["python"],
+        "name": settings.name,
+        "python": settings.python,
         "user": None,
         "verdict": "not_run",
-        "level": level,
+        "level": settings.level,
         "proven": None,
         "reason": check["evidence"],
         "remedy": check["remedy"],

@@ -46,7 +46,20 @@ def test_a_passed_proof_changes_nothing(run):
         "quick",
         None,
         "skip",
-        300,
+        None,
+    )
+    assert (options["gpu_limit"], options["burn_seconds"]) == (60, 60)
+
+
+@pytest.mark.parametrize("level", ["static", "quick", "full", "stress"])
+def test_every_level_is_accepted_with_its_limits(run, level):
+    run(environments=[ENVIRONMENT], level=level, time_limit=900, gpu_limit=30, burn_seconds=600)
+    options = run.asked[0][1]
+    assert (options["level"], options["time_limit"], options["gpu_limit"], options["burn_seconds"]) == (
+        level,
+        900,
+        30,
+        600,
     )
 
 
@@ -88,6 +101,8 @@ def test_it_proves_in_check_mode_as_well(run):
         ({"environments": [{**ENVIRONMENT, "sm": ["sm_120; reboot"]}]}, "sm: 'sm_120; reboot'"),
         ({"environments": [ENVIRONMENT], "gpus": ["GPU-1"]}, "gpus: 'GPU-1'"),
         ({"environments": [ENVIRONMENT], "time_limit": 0}, "time_limit is 0"),
+        ({"environments": [ENVIRONMENT], "gpu_limit": 0}, "gpu_limit is 0"),
+        ({"environments": [ENVIRONMENT], "burn_seconds": 86401}, "burn_seconds is 86401"),
         ({"environments": [ENVIRONMENT], "level": "thorough"}, "level"),
         ({"environments": [{"name": "base"}]}, "python"),
         ({"environments": [ENVIRONMENT], "python": "/usr/bin/python3"}, "mutually exclusive"),
