@@ -163,13 +163,19 @@ def _refuse_missing_gpus(host: Host, wanted: Desired, notes: Notes) -> None:
         return
     missing = host.missing_gpus()
     if missing and wanted.driver.accept_missing_gpus:
-        notes.warn(f"{listed(missing)} is missing; nvidia_driver_accept_missing_gpus says that this is meant.")
+        notes.warn(f"{'; '.join(missing)}; nvidia_driver_accept_missing_gpus says that this is meant.")
     elif missing:
-        notes.refuse(
-            "gpu_missing",
-            f"{listed(missing)} was in this host at the last change of its driver and is not on the PCI bus now",
-            "Check seat, power and lspci -d 10de:, then run again. If it was taken out, set nvidia_driver_accept_missing_gpus: true.",
-        )
+        notes.refuse(*gpus_missing(missing))
+
+
+def gpus_missing(missing: t.Sequence[str]) -> tuple[str, str, str]:
+    """Return code, reason and remedy of the refusal of a host whose GPUs are not all there."""
+    return (
+        "gpu_missing",
+        "; ".join(missing),
+        "Switch the machine off and on, which brings back what fell off the bus for once; else check seat, power and lspci -d 10de:."
+        " If it was taken out, set nvidia_driver_accept_missing_gpus: true.",
+    )
 
 
 def _secure_boot(host: Host, driver: Driver) -> str:

@@ -19,18 +19,23 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actio
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import extend
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decision import Driver, Notes, Stack
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import Desired, parse
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.driver import ceilings, resolve_driver
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.driver import (
+    ceilings,
+    gpus_missing,
+    resolve_driver,
+)
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.foreign import judge_foreign
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import Action, Knowledge
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.torch_stack import resolve_environment
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.unhealthy import unhealthy
 
 KNOWLEDGE = Knowledge.of(matrix)
 
 INPUT_REFUSALS = frozenset({"torch_unknown", "torch_index_unknown", "driver_branch_unknown"})
 """Refusals that no host can escape, because what is asked for does not exist."""
 
-_DECISIVE = frozenset({"unobserved", "architecture", "no_gpu", "gpu_too_old"})
+_DECISIVE = frozenset({"unobserved", "architecture", "no_gpu", "gpu_missing", "gpu_too_old"})
 """Refusals beside which those that follow from them are noise."""
 
 SUPPORTED_ARCHITECTURES = ("x86_64", "aarch64")
@@ -58,7 +63,7 @@ def resolve(
     if "torch" in wanted.steps:
         judge_foreign(host, gpus, wanted, knowledge, notes)
     environments = [_environment(stack, gpus, wanted, host) for stack in stacks]
-    for text in host.unknown():
+    for text in (*unhealthy(host), *host.unknown()):
         notes.warn(text)
     actions = plan_actions(host, driver, environments, wanted, knowledge, notes)
     if any(refusal.code in _DECISIVE for refusal in notes.refusals):
@@ -119,14 +124,20 @@ def _choose_gpus(host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes
             notes.refuse("gpu_too_old", reason, "Replace it with a GPU of the Maxwell generation (2014) or newer.", gpu)
     if host.gpus_known and not chosen and not too_old and _wants_gpus(wanted):
         if host.gpus:
-            reason, remedy = (
+            refusal = (
+                "no_gpu",
                 "no GPU is left of those the host has",
                 "Shorten nvidia_driver_gpus_exclude, or unbind vfio-pci.",
             )
+        elif host.missing_gpus():
+            refusal = gpus_missing(host.missing_gpus())
         else:
-            reason = "no NVIDIA GPU was found"
-            remedy = "Check that the card is seated and powered (lspci -d 10de:), or take the host out of the group."
-        notes.refuse("no_gpu", reason, remedy)
+            refusal = (
+                "no_gpu",
+                "no NVIDIA GPU was found",
+                "Check that the card is seated and powered (lspci -d 10de:), or take the host out of the group.",
+            )
+        notes.refuse(*refusal)
     for gpu in chosen:
         _describe_gpu(gpu, knowledge, notes)
     return chosen

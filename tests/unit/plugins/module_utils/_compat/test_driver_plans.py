@@ -12,6 +12,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resol
 
 Make = Callable[..., dict[str, Any]]
 RTX_3090 = "2204"
+MISSING = "GeForce GTX 1080 at 0000:02:00.0 is missing since the boot of 2026-11-22T08:00:00Z: neither the PCI bus nor the driver shows it"
 KEY = {"repository_key": "-----BEGIN PGP PUBLIC KEY BLOCK-----\nx\n-----END PGP PUBLIC KEY BLOCK-----"}
 URL = "https://developer.download.nvidia.com/compute/cuda/repos"
 LIVES = [
@@ -400,21 +401,25 @@ def test_a_cloud_images_driver_of_unknown_origin_is_kept_where_it_will_do_and_re
 
 
 def test_a_host_with_a_missing_gpu_is_not_planned_from_what_is_left(full: Make, driven: Make) -> None:
-    gpus = [
-        {"pci_address": "0000:01:00.0", "pci_device_id": "2204", "name": "GeForce RTX 3090"},
-        {"pci_address": "0000:02:00.0", "pci_device_id": "1b80", "name": "GeForce GTX 1080"},
-    ]
-    journal = {"holds": [], "gpus": gpus}
-    observation = full("2204", **driven("580.105.08", journal=journal))
+    observation = full("2204", **driven("580.105.08"))
+    observation["health"] = {"missing_gpus": [{"text": MISSING}]}
     desired = {"driver": {"branch": "595"}, "steps": ["driver"]}
     (refusal,) = resolve(observation, desired)["refusals"]
-    assert refusal["code"] == "gpu_missing"
-    assert "GeForce GTX 1080 (last seen at 0000:02:00.0)" in refusal["reason"]
+    assert (refusal["code"], refusal["reason"]) == ("gpu_missing", MISSING)
     accepted = {"driver": {**desired["driver"], "accept_missing_gpus": True}, "steps": ["driver"]}
-    assert resolve(observation, accepted)["feasible"]
-    moved = full("1b80", "2204", **driven("580.105.08", "proprietary", journal=journal))
-    assert resolve(moved, {"steps": ["driver"]})["feasible"]
+    plan = resolve(observation, accepted)
+    assert plan["feasible"]
+    assert any(warning.startswith(MISSING) for warning in plan["warnings"])
     assert resolve(observation, {"driver": {"state": "absent"}, "steps": ["driver"]})["feasible"]
+
+
+@pytest.mark.parametrize("steps", [["driver"], ["torch"], ["proof"]])
+def test_a_host_whose_only_gpu_is_missing_is_not_called_one_without(full: Make, driven: Make, steps: list[str]) -> None:
+    observation = full(**driven("580.105.08"))
+    observation["health"] = {"missing_gpus": [{"text": MISSING}]}
+    plan = resolve(observation, {"steps": steps})
+    assert [(row["code"], row["reason"]) for row in plan["refusals"]] == [("gpu_missing", MISSING)]
+    assert plan["actions"] == []
 
 
 # ---- Secure Boot --------------------------------------------------------------------------------------------------------
@@ -564,11 +569,8 @@ def test_what_is_kept_of_another_publisher_gets_no_repository_and_nothing_beside
 
 
 def test_a_proof_alone_does_not_pass_on_the_gpus_that_are_left(full: Make, driven: Make) -> None:
-    journal = {
-        "holds": [],
-        "gpus": [{"pci_address": "0000:02:00.0", "pci_device_id": "1b80", "name": "GeForce GTX 1080"}],
-    }
-    observation = full(RTX_3090, **driven("580.105.08", journal=journal))
+    observation = full(RTX_3090, **driven("580.105.08"))
+    observation["health"] = {"missing_gpus": [{"text": MISSING}]}
     assert "gpu_missing" in [row["code"] for row in resolve(observation, {"steps": ["proof"]})["refusals"]]
     assert resolve(observation, {"steps": ["runtime"]})["feasible"]
 
