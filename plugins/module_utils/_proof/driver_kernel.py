@@ -316,7 +316,11 @@ def main(arguments: list[str]) -> None:
                 thread.join()
 
     if not records.check("driver.init", start_both):
-        records.write(event="around", libcuda=loaded_libcuda(), nodes=opened_nodes(json.loads(arguments[0]).get("devices", "/dev")))
+        records.write(
+            event="around",
+            libcuda=loaded_libcuda(),
+            nodes=opened_nodes(json.loads(arguments[0]).get("devices", "/dev")),
+        )
         records.write(event="end")
         return
     for gpu in gpus:

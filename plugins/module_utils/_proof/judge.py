@@ -303,7 +303,7 @@ def _cuda(torch: dict[str, Any], expected: str | None) -> Check:
     tag = split_version(expected)[1] if expected else None
     tag = tag or split_version(str(version))[1]
     if tag and tag.startswith("cu") and tag != "cu" + "".join(str(cuda).split(".")[:2]):
-        return failed("torch.cuda", "wrong_index", f"torch {version} is built for CUDA {cuda}, which is not {tag}")
+        return failed("torch.cuda", "wrong_version", f"torch {version} is built for CUDA {cuda}, which is not {tag}")
     return passed("torch.cuda", f"torch is built for CUDA {cuda}")
 
 

@@ -15,9 +15,9 @@ values that are right, and the CPU compares the count: a kernel that does nothin
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib.util
 import itertools
-import glob
 import json
 import math
 import os
@@ -35,7 +35,9 @@ SEED = 20251112
 # Odd proportions: a transposed or truncated product cannot pass by accident.
 ROWS, INNER, COLUMNS = 384, 1024, 640
 # What torch brings along, with the number that two of them must share to take each other's place.
-CUDA_LIBRARY = re.compile(r"/(lib(?:cudart|cudnn\w*|cublas\w*|nccl|cufft\w*|curand|cusparse\w*|cusolver\w*|nvrtc[\w-]*|nvJitLink))\.so(\.\d+)?")
+CUDA_LIBRARY = re.compile(
+    r"/(lib(?:cudart|cudnn\w*|cublas\w*|nccl|cufft\w*|curand|cusparse\w*|cusolver\w*|nvrtc[\w-]*|nvJitLink))\.so(\.\d+)?"
+)
 SINGLE = 2.0**-24  # unit roundoff of float32
 
 
@@ -148,7 +150,9 @@ def import_torch(facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def start_variables() -> dict[str, str]:
     """What the environment's own start files set: the runner starts this process with none of these but one."""
-    names = [name for name in os.environ if name.startswith(("CUDA_", "NVIDIA_", "LD_")) and name != "CUDA_DEVICE_ORDER"]
+    names = [
+        name for name in os.environ if name.startswith(("CUDA_", "NVIDIA_", "LD_")) and name != "CUDA_DEVICE_ORDER"
+    ]
     return {name: os.environ[name][:200] for name in sorted(names)}
 
 
@@ -157,7 +161,7 @@ def foreign_libraries(site: str) -> list[dict[str, str]]:
     with open("/proc/self/maps", errors="replace") as maps:
         paths = {line[line.index("/") :].rstrip("\n") for line in maps if CUDA_LIBRARY.search(line)}
     found = []
-    for path in sorted(path for path in paths if not path.startswith(site + "/")):
+    for path in sorted(path for path in paths if not path.startswith(site + "/") and os.path.exists(path)):
         name, number = CUDA_LIBRARY.findall(path)[0]
         folders = [f"{site}/torch/lib", *glob.glob(f"{site}/nvidia/*/lib")]
         own = sorted(copy for folder in folders for copy in glob.glob(f"{folder}/{name}.so{number}*"))
