@@ -61,10 +61,11 @@ class ActionModule(ActionBase):
         if wrong:
             return {**result, **_stop_the_run(task_vars, " ".join(wrong))}
         result.update(observation=observation, plan=plan)
+        changes = [action for action in plan["actions"] if action["step"] != "proof"]
         if self._task.check_mode:
-            result["changed"] = bool(plan["actions"])
+            result["changed"] = bool(changes)
         if self._task.diff:
-            result["diff"] = [_diff(action) for action in plan["actions"]]
+            result["diff"] = [_diff(action) for action in changes]
         return result
 
     def _resolve(

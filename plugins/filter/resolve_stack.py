@@ -215,17 +215,21 @@ options:
           level:
             description: What is tried.
             type: str
-            choices: [static, quick]
+            choices: [static, quick, full, stress]
             default: quick
           required_level:
             description: What counts as ready.
             type: str
-            choices: [static, quick]
+            choices: [static, quick, full, stress]
             default: quick
           time_limit:
-            description: Seconds for each environment.
+            description: Seconds for each environment; V(0) leaves it to M(gpufleet.workstation.cuda_verify).
             type: int
-            default: 300
+            default: 0
+          max_age:
+            description: Hours for which the stamp of an earlier proof counts where nothing changed since.
+            type: int
+            default: 168
       steps:
         description: What a run may do. Without V(driver), environments are planned for the driver that is there now.
         type: list

@@ -24,7 +24,7 @@ description:
     environment, in a private directory, in a session of its own, and is killed with everything it started at O(time_limit), or
     when a step on a GPU takes longer than O(gpu_limit). GPUs that were not proven by then are proven without the one that hung.
   - V(passed) means that every check of every GPU ran and passed. What could not run is V(not_run), never V(passed).
-  - Changes nothing on the host and leaves nothing behind.
+  - Changes nothing on the host and leaves nothing behind, apart from the verdict itself where O(stamp=true).
 options:
   environments:
     description:
@@ -116,6 +116,24 @@ options:
     description: Seconds for which level V(stress) loads the GPUs.
     type: int
     default: 60
+  stamp:
+    description:
+      - Keep the verdict of each environment on the host, in C(/var/lib/gpufleet/proof/<name>.json), with everything that it holds
+        for, release, driver, boot, GPUs and time. Only root can do that, and only for a release of this collection's environments.
+      - What was kept before is deleted before the proof starts, so that one that dies leaves nothing. Never in check mode.
+      - A stamp is no change of the host.
+    type: bool
+    default: false
+    version_added: 0.2.0
+  max_age:
+    description:
+      - Hours. A verdict that was kept (O(stamp)) and is younger than this is returned as it is, where it V(passed) at O(level) or above and
+        release, environment variables, driver, boot and GPUs are still the same. Nothing of the environment is executed then.
+      - Whether the release's files are intact is not looked at; M(gpufleet.workstation.gpu_info) does that.
+      - V(0) proves anew.
+    type: int
+    default: 0
+    version_added: 0.2.0
   fail_on_verdict:
     description:
       - Whether the task fails when the verdict is V(failed). It never fails because of V(not_run).
@@ -124,7 +142,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Proving is the same in check mode.
+    description: Proving is the same in check mode; no stamp is deleted or written.
   diff_mode:
     support: none
     description: Nothing is changed.
@@ -164,6 +182,15 @@ EXAMPLES = r"""
     python: /opt/gpufleet/envs/base/current/bin/python
     level: stress
     burn_seconds: 600
+
+- name: Keep the verdict, and prove only where the one that is kept says nothing of the host any more
+  gpufleet.workstation.cuda_verify:
+    environments:
+      - name: base
+        python: /opt/gpufleet/envs/base/current/bin/python
+    stamp: true
+    max_age: 168
+  become: true
 
 - name: Check without a GPU that this torch has code for an RTX 5070
   gpufleet.workstation.cuda_verify:
@@ -210,6 +237,15 @@ environments:
         - The highest level at which everything passed; null where not even V(static) did.
         - On a host without a GPU, O(level=quick) gives the verdict V(not_run) and this says V(static).
       type: str
+    stamped:
+      description:
+        - Whether the verdict is one that was kept, see O(max_age). Then RV(environments[].user), all checks and the companions are
+          empty, and of torch there is only the version.
+      type: bool
+    proven_at:
+      description: When the proof ended, by the host's clock, in UTC.
+      type: str
+      sample: "2026-11-22T19:00:00Z"
     reason:
       description: The first failure, else the first check that did not run, in one sentence. Empty when passed.
       type: str
@@ -338,9 +374,11 @@ environments:
           contains: *check
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.sysfs import pci_address
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner, stamp
 
 LONGEST = 24 * 3600
 
@@ -350,6 +388,10 @@ def problem_with(parameters: dict) -> str | None:
     for name in ("time_limit", "gpu_limit", "burn_seconds"):
         if parameters[name] is not None and not 1 <= parameters[name] <= LONGEST:
             return f"{name} is {parameters[name]} s; it must be from 1 to {LONGEST}"
+    if parameters["max_age"] < 0:
+        return f"max_age is {parameters['max_age']} hours; it must be 0 or more"
+    if parameters["stamp"] and os.geteuid() != 0:
+        return "stamp: only root can keep a verdict; use become, or leave it out"
     environments = parameters["environments"] or []
     for sm in [*parameters["sm"], *(sm for environment in environments for sm in environment["sm"] or [])]:
         try:
@@ -386,6 +428,8 @@ def main() -> None:
             "time_limit": {"type": "int"},
             "gpu_limit": {"type": "int", "default": 60},
             "burn_seconds": {"type": "int", "default": 60},
+            "stamp": {"type": "bool", "default": False},
+            "max_age": {"type": "int", "default": 0},
             "fail_on_verdict": {"type": "bool", "default": True},
         },
         mutually_exclusive=[("environments", "python")],
@@ -399,16 +443,22 @@ def main() -> None:
     python = parameters["python"]
     environments = [{"name": python, "python": python}] if python else parameters["environments"]
     addresses = parameters["gpus"]
-    result = runner.prove(
-        environments,
-        level=parameters["level"],
-        sm=parameters["sm"],
-        gpus=None if addresses is None else [str(pci_address(address)) for address in addresses],
-        when_busy=parameters["when_busy"],
-        time_limit=parameters["time_limit"],
-        gpu_limit=parameters["gpu_limit"],
-        burn_seconds=parameters["burn_seconds"],
-    )
+    options = {
+        "level": parameters["level"],
+        "sm": parameters["sm"],
+        "gpus": None if addresses is None else [str(pci_address(address)) for address in addresses],
+        "when_busy": parameters["when_busy"],
+        "time_limit": parameters["time_limit"],
+        "gpu_limit": parameters["gpu_limit"],
+        "burn_seconds": parameters["burn_seconds"],
+    }
+    keep = parameters["stamp"] and not module.check_mode
+    try:
+        result = stamp.prove(runner.prove, environments, options, keep, parameters["max_age"], module.warn)
+    except OSError as error:
+        module.fail_json(
+            msg=f"cuda_verify: the stamp of an earlier proof cannot be deleted, so nothing was proven: {error}."
+        )
     if result["verdict"] == "failed" and parameters["fail_on_verdict"]:
         bad = next(environment for environment in result["environments"] if environment["verdict"] == "failed")
         module.fail_json(msg=f"{bad['name']} is not proven. {bad['reason']}. What to do: {bad['remedy']}", **result)

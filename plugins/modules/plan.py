@@ -30,10 +30,11 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Observing and planning are the same; C(changed) then says whether a real run would change the host.
+    description: >-
+      Observing and planning are the same; C(changed) then says whether a real run would change the host. A proof is no change.
   diff_mode:
     support: full
-    description: One entry for each planned action.
+    description: One entry for each planned change.
   platform:
     support: full
     platforms: linux

@@ -163,7 +163,7 @@ def desired_state(variables: Mapping[str, Any], template: Callable[[Any], Any], 
         "switch_after": values["torch_env_switch_after"],
         "integrity": playbook.get("gpufleet_integrity") or "sizes",
         "runtime": {"state": values["runtime_env_state"], "variables": values["runtime_env_variables"]},
-        "proof": {key: values[f"gpu_proof_{key}"] for key in ("level", "required_level", "time_limit")},
+        "proof": {key: values[f"gpu_proof_{key}"] for key in ("level", "required_level", "time_limit", "max_age")},
         "steps": steps,
         "knowledge": playbook.get("gpufleet_knowledge"),
     }

@@ -23,6 +23,11 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
     ManagedFile,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.proof import (
+    RUNTIME_ENV,
+    proof_actions,
+    why_no_gpu_proof,
+)
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mounts import REMEDY, is_shared, why_not
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
@@ -94,7 +99,10 @@ def plan_actions(
             f"the host has to be changed, but tasks run there as user id {uid}",
             "Use become (ansible-playbook --become --ask-become-pass), or connect as root.",
         )
-    return actions
+    drift = {}
+    if "torch" not in wanted.steps:
+        drift = {item["name"]: _why_rebuild(item, host.environment(item["name"])) for item in environments}
+    return actions + proof_actions(host, environments, actions, drift, wanted, notes)
 
 
 # ---- environments -----------------------------------------------------------------------------------------------------
@@ -148,14 +156,8 @@ def _why_switch_waits(host: Host, environment: t.Mapping[str, t.Any], wanted: De
     if environment["switch_after"] != "quick":
         return None
     otherwise = "Or let the static proof decide (torch_env_switch_after: static)."
-    missing = host.why_no_gpu_runs()
-    if missing is not None:
-        return f"the proof at level quick decides on it, and {missing[0]}", f"{missing[1]} {otherwise}"
-    busy = host.processes("compute", elsewhere=wanted.driver.gpus_exclude)
-    if busy:
-        why = f"the proof at level quick decides on it, and the GPU is in use by {listed(busy)}"
-        return why, f"Run again when that has ended. {otherwise}"
-    return None
+    missing = why_no_gpu_proof(host, wanted)
+    return missing and (f"the proof at level quick decides on it, and {missing[0]}", f"{missing[1]} {otherwise}")
 
 
 def _proof_of_what_serves(environment: t.Mapping[str, t.Any], seen: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
@@ -278,7 +280,7 @@ def _check_index(host: Host, environment: t.Mapping[str, t.Any], notes: Notes) -
 
 
 def _runtime_env_path(wanted: Desired, name: str) -> str:
-    return f"{wanted.root}/{name}/runtime.env"
+    return f"{wanted.root}/{name}/{RUNTIME_ENV}"
 
 
 def environment_block(wanted: Desired) -> str:

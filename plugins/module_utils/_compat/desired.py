@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import Additions, parse_additions
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import STEPS, InvalidDesired
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
 
 DEFAULT_ROOT = "/opt/gpufleet/envs"
 COMPANIONS = ("torchvision", "torchaudio")
-LEVELS = ("static", "quick")
+SWITCH_AFTER = ("static", "quick")
 INTEGRITY = ("sizes", "hashes")
 
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -354,7 +355,7 @@ def _environments(top: _Section, torch: DesiredTorch, python: str | None) -> tup
     if isinstance(values, (str, bytes)) or not isinstance(values, t.Sequence):
         raise top.bad("environments", "must be a list")
     smoke = _smoke(top) if top.values.get("smoke") else ()
-    switch_after = top.choice("switch_after", LEVELS, "static")
+    switch_after = top.choice("switch_after", SWITCH_AFTER, "static")
     found: dict[str, DesiredEnvironment] = {}
     for number, value in enumerate(values):
         section = _Section(f"environments[{number}]", value)
@@ -406,7 +407,7 @@ def _environment(
         owner=section.matching("owner", "root", _ACCOUNT, "must be the name of an account"),
         group=section.matching("group", "root", _ACCOUNT, "must be the name of a group"),
         smoke=smoke if section.values.get("smoke") is None else _smoke(section),
-        switch_after=section.choice("switch_after", LEVELS, switch_after),
+        switch_after=section.choice("switch_after", SWITCH_AFTER, switch_after),
     )
 
 
@@ -491,11 +492,12 @@ def _variable(where: str, name: t.Any, value: t.Any) -> str:
 
 
 def _proof(section: _Section) -> dict[str, t.Any]:
-    section.only("level", "required_level", "time_limit")
+    section.only("level", "required_level", "time_limit", "max_age")
     return {
-        "level": section.choice("level", LEVELS, "quick"),
-        "required_level": section.choice("required_level", LEVELS, "quick"),
-        "time_limit": section.number("time_limit", 300, 1),
+        "level": section.choice("level", judge.LEVELS, "quick"),
+        "required_level": section.choice("required_level", judge.LEVELS, "quick"),
+        "time_limit": section.number("time_limit", 0, 0),
+        "max_age": section.number("max_age", 168, 0),
     }
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import hashlib
 import re
@@ -31,6 +32,7 @@ _INTEGRITY = {"status": _TEXT, "missing": _NUMBER, "changed": _NUMBER, "added": 
 _STAMP = {"spec_digest": _TEXT, "spec": {"*": _ANY}, "owner": _TEXT, "group": _TEXT, "proof": {"sm": [_TEXT]}}
 _SHAPE: dict[str, t.Any] = {
     "schema": _ANY,
+    "observed_at": _TEXT,
     "os": {
         "id": _TEXT,
         "version_id": _TEXT,
@@ -40,6 +42,7 @@ _SHAPE: dict[str, t.Any] = {
         "secure_boot": _FLAG,
         "virtualization": _TEXT,
         "init": _TEXT,
+        "boot_id": _TEXT,
         "uid": _NUMBER,
         "pythons": {"*": _TEXT},
         "graphical": _FLAG,
@@ -64,15 +67,10 @@ _SHAPE: dict[str, t.Any] = {
             "pci_address": _TEXT,
             "pci_device_id": _TEXT,
             "name": _TEXT,
+            "uuid": _TEXT,
             "compute_capability": _TEXT,
             "architecture": _TEXT,
             "kernel_driver": _TEXT,
-            "health": {
-                "ecc": {"uncorrected_volatile": _NUMBER, "sram_threshold_exceeded": _FLAG},
-                "remapped_rows": {"pending": _FLAG, "failure": _FLAG},
-                "retired_pages": {"pending": _FLAG},
-                "recovery_action": _TEXT,
-            },
         }
     ],
     "driver": {
@@ -107,6 +105,7 @@ _SHAPE: dict[str, t.Any] = {
         "staged": {"branch": _NUMBER, "flavor": _TEXT, "packages": _TEXT},
         "journal": {
             "holds": [_TEXT],
+            "gpus": [{"pci_address": _TEXT, "pci_device_id": _TEXT, "name": _TEXT}],
             "before": {"under_way": _FLAG},
         },
     },
@@ -122,6 +121,8 @@ _SHAPE: dict[str, t.Any] = {
             "torch": {"version": _TEXT},
             "integrity": _INTEGRITY,
             "stamp": _STAMP,
+            "stamp_digest": _TEXT,
+            "verdict": _ANY,
         }
     ],
     "runtime": {"etc_environment": {"block": _TEXT, "values": {"*": _TEXT}}},
@@ -130,18 +131,6 @@ _SHAPE: dict[str, t.Any] = {
         "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER, "file_system": _TEXT}},
         "clock_synchronized": _FLAG,
         "locks": [{"path": _TEXT, "holder": _TEXT}],
-        "missing_gpus": [{"text": _TEXT}],
-        "xid": [
-            {
-                "pci_address": _TEXT,
-                "number": _NUMBER,
-                "title": _TEXT,
-                "action": _TEXT,
-                "count": _NUMBER,
-                "last_at": _TEXT,
-                "this_boot": _FLAG,
-            }
-        ],
     },
     "foreign": [{"kind": _TEXT, "path": _TEXT, "what": _TEXT, "torch": {"version": _TEXT, "cuda": _TEXT}}],
     "urls": {"*": {"status": _NUMBER, "error": _TEXT}},
@@ -428,17 +417,15 @@ class Host:
         return frozenset(_list(self.journal.get("holds")))
 
     def missing_gpus(self) -> list[str]:
-        """GPUs that should be here and are not, each in a sentence."""
-        rows = _list(_mapping(self.observation.get("health")).get("missing_gpus"))
-        return [str(_mapping(row).get("text")) for row in rows]
-
-    def observed_gpus(self) -> list[t.Mapping[str, t.Any]]:
-        """The GPUs as they were observed, with their health."""
-        return [_mapping(row) for row in _list(self.observation.get("gpus"))]
-
-    def xid_events(self) -> list[t.Mapping[str, t.Any]]:
-        """What the driver logged of its GPUs."""
-        return [_mapping(row) for row in _list(_mapping(self.observation.get("health")).get("xid"))]
+        """GPUs that were here at the last change and are not on the bus any more; a card may move to another slot."""
+        now = collections.Counter(gpu.device_id for gpu in self.gpus)
+        missing = []
+        for row in map(_mapping, _list(self.journal.get("gpus"))):
+            device = str(row.get("pci_device_id") or "").lower()
+            now[device] -= 1
+            if now[device] < 0:
+                missing.append(f"{row.get('name') or device} (last seen at {row.get('pci_address')})")
+        return missing
 
     def virtual(self, gpu: Gpu) -> str | None:
         """`vgpu`: a share of a GPU; `passthrough`: given away to a guest; None: neither, or not known."""

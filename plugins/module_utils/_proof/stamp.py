@@ -17,10 +17,11 @@ import json
 import os
 import re
 import stat
+import time
 from typing import Any, Callable, Mapping, Sequence
 
 from .._probe import child, driver, nvml, proc, system
-from .._probe.host import Host
+from .._probe.host import Host, Unreadable
 from . import judge
 
 FOLDER = "/var/lib/gpufleet/proof"
@@ -29,6 +30,7 @@ OWNER = 0  # whose the folder and the stamps have to be
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NVML_LIMIT = 10.0  # seconds
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _VERDICTS = ("passed", "failed", "not_run")
 
@@ -150,6 +152,7 @@ def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
         "reason": result["reason"],
         "remedy": result["remedy"],
         **{key: now[key] for key, _change in _COMPARED},
+        "sm": sorted(now["sm"]),
         # NVML's, as the observation has it: CUDA shows another one for a part of a GPU (MIG).
         "gpus": [
             {
@@ -164,7 +167,7 @@ def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
     }
 
 
-def result(stamp: Document, level: str) -> dict[str, Any]:
+def as_result(stamp: Document, level: str) -> dict[str, Any]:
     """A stamp that covers, as cuda_verify returns an environment; above the stamp's own level nothing counts as run."""
     enough = judge.LEVELS.index(stamp["level"]) >= judge.LEVELS.index(level)
     return {
@@ -206,7 +209,7 @@ def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_
     `now` is the host as it is: the keys of `_COMPARED`, `gpus` ([{uuid, pci_address, name}] that have to be proven, None: not
     known) and `at` (UTC, by the host's clock). `max_age` is in hours.
     """
-    if document is None:
+    if not document:
         return "no proof is on record"
     try:
         stamp = checked(document, name)
@@ -383,3 +386,101 @@ def _path(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise NoStamp(f"{name!r} is no name of an environment")
     return f"{FOLDER}/{name}.json"
+
+
+# ---- a proof with stamps --------------------------------------------------------------------------------------------
+
+
+def prove(
+    run: Callable[..., dict[str, Any]],
+    environments: Sequence[dict[str, Any]],
+    options: Mapping[str, Any],
+    keep: bool,
+    max_age: int,
+    warn: Callable[[str], None],
+    host: Host | None = None,
+    clock: Callable[[], float] = time.time,
+) -> dict[str, Any]:
+    """`run` (runner.prove, with its `options`) what no stamp younger than `max_age` hours covers, and `keep` what comes of it.
+
+    Raises OSError where a stamp that is to go cannot be deleted: nothing is proven then.
+    """
+    host = host or Host()
+    seen = [_state_or_why(host, environment) for environment in environments]
+    results: dict[int, dict[str, Any]] = {}
+    for number, (environment, state) in enumerate(zip(environments, seen)):
+        if max_age > 0 and isinstance(state, dict):
+            found = _covering(host, environment, state, options, max_age, utc(clock()))
+            if found is not None:
+                results[number] = {**as_result(found, options["level"]), "python": environment["python"], "user": None}
+    todo = [number for number in range(len(environments)) if number not in results]
+    if keep:
+        for number in todo:
+            with contextlib.suppress(NoStamp):  # what cannot be a name has no stamp
+                forget(host, environments[number]["name"])
+    proven = run([environments[number] for number in todo], **options)["environments"] if todo else []
+    for number, one in zip(todo, proven):
+        results[number] = {**one, "stamped": False, "proven_at": utc(clock())}
+        if keep:
+            why = _kept(host, environments[number], results[number], seen[number], options)
+            if why:
+                warn(f"{one['name']}: no stamp was written, so the next run proves it again: {why}")
+    ordered = [results[number] for number in range(len(environments))]
+    return {
+        "verdict": judge.combine([one["verdict"] for one in ordered]),
+        "level": options["level"],
+        "environments": ordered,
+    }
+
+
+def _state_or_why(host: Host, environment: Mapping[str, Any]) -> dict[str, Any] | str:
+    try:
+        return state_of(host, environment["name"], environment["python"])
+    except (NoStamp, OSError, Unreadable) as error:
+        return str(error)
+
+
+def _present(
+    host: Host, environment: Mapping[str, Any], state: Mapping[str, Any], options: Mapping[str, Any], at: str
+) -> dict[str, Any]:
+    return present(host, state, environment.get("sm") or options["sm"], options["gpus"], at, _NVML_LIMIT)
+
+
+def _covering(
+    host: Host,
+    environment: Mapping[str, Any],
+    state: Mapping[str, Any],
+    options: Mapping[str, Any],
+    max_age: int,
+    at: str,
+) -> Document | None:
+    name = environment["name"]
+    try:
+        found = read(host, name)
+    except (NoStamp, OSError, Unreadable):
+        return None
+    if found is None:
+        return None
+    now = _present(host, environment, state, options, at)
+    return found if uncovered(found, name, now, options["level"], max_age) is None else None
+
+
+def _kept(
+    host: Host,
+    environment: Mapping[str, Any],
+    proven: Mapping[str, Any],
+    before: dict[str, Any] | str,
+    options: Mapping[str, Any],
+) -> str | None:
+    """Write the stamp of a proof; why not, where not."""
+    after = _state_or_why(host, environment)
+    if isinstance(before, str) or isinstance(after, str):
+        return before if isinstance(before, str) else str(after)
+    changed = [key for key in before if before[key] != after[key]]
+    if changed:
+        return f"{', '.join(changed)} changed while it was proven"
+    try:
+        write(host, document(proven, _present(host, environment, after, options, proven["proven_at"])))
+    except (NoStamp, OSError) as error:
+        return str(error)
+    return None

@@ -16,12 +16,13 @@ import textwrap
 from collections import Counter
 from typing import Any
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof.judge import LEVELS, combine
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 
-LEVELS = ("static", "quick", "full", "stress")
-"""Levels of proof, weakest first."""
-
-OUTCOMES = ("failed", "unreachable", "refused", "not_proven", "pending", "unfinished", "held_back", "planned", "ready")
+OUTCOMES = (
+    *("failed", "unreachable", "refused", "not_proven", "pending", "unfinished", "held_back", "planned", "would_prove"),
+    "ready",
+)
 """Every outcome, the most urgent first."""
 
 _LABELS = {
@@ -33,6 +34,7 @@ _LABELS = {
     "unfinished": "UNFINISHED",
     "held_back": "HELD BACK",
     "planned": "WOULD CHANGE",
+    "would_prove": "WOULD PROVE",
     "ready": "READY",
 }
 
@@ -56,9 +58,10 @@ def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict
     planned = _mapping(state.get("planned"))
     after = _mapping(state.get("after"))
     # One of an earlier playbook of this run says nothing of a host that was not to be changed since.
-    latest = after if after.get("plan") and _list(_mapping(planned.get("plan")).get("actions")) else planned
+    latest = after if after.get("plan") and _changes(_mapping(planned.get("plan"))) else planned
     plan, observation = _mapping(latest.get("plan")), _mapping(latest.get("observation"))
-    outcome, reason, remedy = _judge(state, planned, latest, check_mode)
+    proof = _proven(_mapping(state.get("proof")), plan)
+    outcome, reason, remedy = _judge({**state, "proof": proof}, planned, latest, check_mode)
     return {
         "host": name,
         "gpu": _gpus(plan, observation),
@@ -66,7 +69,8 @@ def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict
         "driver": _driver(observation),
         "generation": _mapping(_mapping(observation.get("driver")).get("journal")).get("generation"),
         "torch": _torch(plan, observation),
-        "proof": _proof(state.get("proof")),
+        "proof": _proof(proof),
+        "proven_at": min(_times(proof), default=None),
         "outcome": outcome,
         "ready": outcome == "ready",
         "reason": reason,
@@ -75,6 +79,39 @@ def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict
         "warnings": [clean(text) for text in _list(plan.get("warnings"))],
         "note": clean(state.get("note")),
     }
+
+
+def _changes(plan: dict[str, Any]) -> list[Any]:
+    """The actions of a plan that change the host; a proof does not."""
+    return [action for action in _list(plan.get("actions")) if _mapping(action).get("step") != "proof"]
+
+
+def _proven(proof: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """What this run proved, and of the environments that it left out what their stamps prove, as cuda_verify returns it."""
+    if proof and not proof.get("skipped") and not proof.get("verdict"):  # it was tried, and came to no end
+        return proof
+    ran = _list(proof.get("environments"))
+    named = [_mapping(item).get("name") for item in ran]
+    stamped = [_mapping(item.get("stamped")) for item in map(_mapping, _list(plan.get("environments")))]
+    stamped = [item for item in stamped if item and item.get("name") not in named]
+    if not stamped:
+        return proof
+    verdicts = [proof["verdict"]] * bool(ran) + [str(item.get("verdict")) for item in stamped]
+    return {
+        "verdict": combine(verdicts),
+        "level": proof.get("level") or stamped[0].get("level"),
+        "environments": ran + stamped,
+    }
+
+
+def _times(proof: dict[str, Any], stamped: bool = False) -> list[str]:
+    """When the environments were proven, of all or of those that this run left out."""
+    environments = map(_mapping, _list(proof.get("environments")))
+    return [
+        clean(item["proven_at"])
+        for item in environments
+        if item.get("proven_at") and (item.get("stamped") or not stamped)
+    ]
 
 
 def _judge(
@@ -105,15 +142,18 @@ def _judge(
         return "held_back", reason, "Mend the hosts that failed, then run again; nothing was changed on this one."
     met = _mapping(state.get("pending"))
     pending = [met] * bool(met) + _list(plan.get("pending"))
-    actions = _list(plan.get("actions"))
-    if check_mode and actions:
+    actions, changes = _list(plan.get("actions")), _changes(plan)
+    if check_mode and changes:
         return "planned", f"{len(actions)} actions", "Run without --check to carry them out."
     if pending:
         first = _mapping(pending[0])
         return "pending", f"{clean(first.get('what'))}: {clean(first.get('why'))}", clean(first.get("remedy"))
-    if actions:
-        what = ", ".join(clean(_mapping(action).get("what")) for action in actions[:3])
+    if changes:
+        what = ", ".join(clean(_mapping(action).get("what")) for action in changes[:3])
         return "unfinished", f"still to be done: {what}", "Run again; if this stays, report it with the output of -vvv."
+    if check_mode and actions:
+        why = "; ".join(f"{clean(action.get('what'))}: {clean(action.get('why'))}" for action in map(_mapping, actions))
+        return "would_prove", why, "Run without --check to prove it."
     if not _mapping(state.get("proof")).get("verdict") and "proof" not in _list(plan.get("steps", ["proof"])):
         return "not_proven", "this run was told to leave the proof out", "Run with the tag proof."
     if not wanted:
@@ -156,7 +196,8 @@ def _judge_proof(state: dict[str, Any], wanted: list[str]) -> tuple[str, str, st
     return (
         "not_proven",
         f"{required} was not run: {reason}",
-        clean(check.get("remedy")) or "Mend the cause, then run again.",
+        clean(check.get("remedy") or _mapping(environments[0] if environments else None).get("remedy"))
+        or "Mend the cause, then run again.",
     )
 
 
@@ -218,9 +259,11 @@ def _proof(proof: Any) -> str:
     if not verdict:
         return "-"
     proven = {clean(_mapping(item).get("proven")) for item in _list(proof.get("environments"))}
+    # A proof of an earlier run says which day it is of.
+    day = "".join(f" on {time[:10]}" for time in sorted(_times(proof, stamped=True))[:1])
     if verdict == "not run" and len(proven) == 1 and proven <= set(LEVELS):
-        return f"{proven.pop()} passed, {level} not run"
-    return f"{level} {verdict}"
+        return f"{proven.pop()} passed{day}, {level} not run"
+    return f"{level} {verdict}{day}"
 
 
 _COLUMNS = (
@@ -285,14 +328,14 @@ def plan_groups(plans: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Group hosts whose plans say the same, so that five hundred hosts read like the few kinds they are.
 
     ``plans`` maps a host's name to the result of the action plan. Each group: ``hosts``, ``kind`` (refused, unreachable, pending,
-    change, nothing), ``gpus``, ``decision``, ``actions``, ``refusals``, ``pending``, ``reasons``, ``warnings``, ``disruptive``.
+    change, prove, nothing), ``gpus``, ``decision``, ``actions``, ``refusals``, ``pending``, ``reasons``, ``warnings``, ``disruptive``.
     """
     groups: dict[str, dict[str, Any]] = {}
     for host in plans:
         group = _plan_group(plans[host])
         key = repr(sorted(group.items()))
         groups.setdefault(key, {"hosts": [], **group})["hosts"].append(host)
-    order = ("refused", "unreachable", "change", "pending", "nothing")
+    order = ("refused", "unreachable", "change", "pending", "prove", "nothing")
     return sorted(groups.values(), key=lambda group: (order.index(group["kind"]), group["hosts"]))
 
 
@@ -315,11 +358,11 @@ def _plan_group(result: dict[str, Any]) -> dict[str, Any]:
     elif refusals:
         kind = "refused"
     else:
-        kind = "change" if actions else "pending" if pending else "nothing"
+        kind = "change" if _changes(plan) else "pending" if pending else "prove" if actions else "nothing"
     return {
         "kind": kind,
         "gpus": _gpus(plan, observation),
-        "decision": _decision(plan) if kind in ("change", "pending", "nothing") else "",
+        "decision": _decision(plan) if kind in ("change", "pending", "prove", "nothing") else "",
         "actions": actions,
         "pending": pending,
         "refusals": refusals,
@@ -348,6 +391,7 @@ _HEADINGS = {
     "unreachable": "not observed",
     "change": "to change",
     "pending": "waiting",
+    "prove": "to prove",
     "nothing": "nothing to do",
 }
 

@@ -159,6 +159,10 @@ class Fleet:
         """The options that the module which answers from a file was last given on a host."""
         return json.loads((self.folder / name / f"asked-{file}").read_text(encoding="utf-8"))
 
+    def was_asked(self, name: str, file: str) -> bool:
+        """Whether the module which answers from a file was executed on a host."""
+        return (self.folder / name / f"asked-{file}").exists()
+
     def releases(self, name: str) -> list[str]:
         """What venv_release was asked on a host: name, state, root and release of each call; and the driver's generation."""
         log = self.folder / name / "releases.log"

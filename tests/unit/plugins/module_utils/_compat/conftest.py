@@ -12,12 +12,15 @@ import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import MANAGED_BLOCK_MARKER
 from ansible_collections.gpufleet.workstation.plugins.module_utils._driver.change import digest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._driver.model import Transaction
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import stamp
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
     environment_files,
 )
 
 Observation = dict[str, Any]
+
+OBSERVED_AT = "2026-11-22T19:00:00Z"
 
 SYSTEMS = {
     "debian12": ("debian", "12", "x86_64"),
@@ -127,11 +130,13 @@ def full() -> Callable[..., Observation]:
             sessions=[],
             inhibitors=[],
             disk_passphrase=False,
+            boot_id="1f3f0bd4-5f1f-4c9b-8a52-0ff25cb5d1ad",
             initramfs="update-initramfs",
             **_archive(system),
         )
         observation.update(
             schema=1,
+            observed_at=OBSERVED_AT,
             driver={
                 "loaded_version": None,
                 "loaded_flavor": None,
@@ -301,6 +306,8 @@ def carry_out() -> Callable[..., Observation]:
                     loaded_version=driver["userspace_version"], loaded_flavor=driver["flavor"], mismatch=False
                 )
                 driver.update(nouveau_loaded=False)
+                if kind == "driver.reboot":
+                    seen["os"]["boot_id"] = "another boot"
             elif kind == "driver.persistence":
                 driver["persistence"] = {"unit": data["unit"], "present": True, "enabled": True, "active": True}
             elif kind == "torch.python":
@@ -313,9 +320,53 @@ def carry_out() -> Callable[..., Observation]:
             elif kind == "runtime.block":
                 seen["runtime"]["etc_environment"]["block"] = data["block"] or None
                 assert data["marker"] == MANAGED_BLOCK_MARKER
+            elif kind == "proof.run":
+                _prove(seen, plan, data["environment"])
         return seen
 
     return do
+
+
+def _prove(seen: Observation, plan: dict[str, Any], name: str) -> None:
+    """Leave what cuda_verify writes: where a driver is loaded, the GPUs pass at the level that was asked for."""
+    entry = next(environment for environment in plan["environments"] if environment["name"] == name)
+    environment = next(row for row in seen["environments"] if row["name"] == name)
+    driver, level = seen["driver"], plan["proof"]["level"]
+    for number, gpu in enumerate(seen["gpus"]):
+        gpu["uuid"] = f"GPU-{number}" if driver["loaded_version"] else None
+    variables = seen["files"].get(f"{entry['root']}/{name}/runtime.env") or {}
+    now = {
+        "release": environment["current"],
+        "release_digest": environment["stamp_digest"],
+        "variables": variables.get("sha256"),
+        "driver": driver["loaded_version"],
+        "flavor": driver["loaded_flavor"],
+        "userspace": driver["userspace_version"],
+        "boot_id": seen["os"]["boot_id"],
+        "sm": entry["proof"]["sm"],
+        "gpus": [],
+        "at": seen["observed_at"],
+    }
+    rows = [
+        {**gpu, "name": "a GPU", "verdict": "passed", "checks": []}
+        for gpu in seen["gpus"]
+        if plan["proof"]["gpus"] is None or gpu["pci_address"] in plan["proof"]["gpus"]
+    ]
+    gpus = rows if driver["loaded_version"] and level != "static" else []
+    environment["verdict"] = stamp.document(
+        {
+            "name": name,
+            "verdict": "passed" if gpus or level == "static" else "not_run",
+            "level": level,
+            "proven": level if gpus else "static",
+            "reason": "",
+            "remedy": "",
+            "torch": {"version": entry["spec"]["torch"]},
+            "checks": [],
+            "gpus": gpus,
+        },
+        now,
+    )
 
 
 def _freeze(seen: Observation, plan: dict[str, Any]) -> None:
@@ -345,7 +396,7 @@ def _freeze(seen: Observation, plan: dict[str, Any]) -> None:
 def _build(seen: Observation, plan: dict[str, Any], name: str) -> None:
     entry = next(environment for environment in plan["environments"] if environment["name"] == name)
     release = entry["release_base"]
-    stamp = {
+    release_stamp = {
         "schema": 1,
         "id": release,
         "spec": entry["spec"],
@@ -365,7 +416,9 @@ def _build(seen: Observation, plan: dict[str, Any], name: str) -> None:
             "group": entry["group"],
             "torch": {"version": entry["spec"]["torch"]},
             "integrity": {"status": "ok", "missing": 0, "changed": 0, "added": 0, "examples": []},
-            "stamp": stamp,
+            "stamp": release_stamp,
+            "stamp_digest": hashlib.sha256(str(release_stamp).encode()).hexdigest(),
+            "verdict": None,
         }
     )
     written = dict(environment_files(entry["root"], name))

@@ -48,11 +48,11 @@ def test_a_fresh_host_gets_everything_in_order(full: Make) -> None:
         "runtime.file:/etc/systemd/system.conf.d/50-gpufleet.conf",
         "runtime.file:/opt/gpufleet/envs/base/runtime.env",
         "runtime.block:/etc/environment",
+        "proof.run:base",
     ]
     assert plan["pending"] == []
-    assert (
-        plan["driver"]["actions"] + plan["environments"][0]["actions"] + plan["runtime"]["actions"] == plan["actions"]
-    )
+    changes = plan["driver"]["actions"] + plan["environments"][0]["actions"] + plan["runtime"]["actions"]
+    assert changes == plan["actions"][:-1]
     assert not any(entry["disruptive"] for entry in plan["actions"])
     for entry in plan["actions"]:
         assert set(entry) == {"id", "step", "what", "why", "disruptive", "data"}
@@ -67,6 +67,7 @@ def test_one_environment_alone_touches_nothing_that_others_share(full: Make, dri
         "torch.build:vision",
         "torch.switch:vision",
         "runtime.file:/opt/gpufleet/envs/vision/runtime.env",
+        "proof.run:vision",
     ]
 
 
@@ -186,7 +187,7 @@ def test_what_drifted_of_a_file_is_an_action(
     assert path in observation_request({})["files"]
     converged["files"][path] = None if drift is None else {**converged["files"][path], **drift}
     plan = resolve(converged)
-    assert ids(plan) == [expected]
+    assert ids(plan) == [expected] + ["proof.run:base"] * path.endswith("/runtime.env")
     assert why in plan["actions"][0]["why"] or expected == "torch.launcher"
 
 
@@ -496,13 +497,13 @@ def test_a_release_that_is_not_well_is_built_anew(converged: dict[str, Any], cha
     if change.get("current", "x") is None:
         converged["environments"][0]["releases"] = [{"id": "2.8.0-cu128-00000000", "stamped": True}]
     plan = resolve(converged)
-    assert ids(plan) == ["torch.build:base", "torch.switch:base"]
+    assert ids(plan) == ["torch.build:base", "torch.switch:base", "proof.run:base"]
     assert why in plan["actions"][0]["why"]
 
 
 def test_another_torch_is_built_and_switched_to(converged: dict[str, Any]) -> None:
     plan = resolve(converged, {"torch": {"version": "2.10.0"}})
-    assert ids(plan) == ["torch.build:base", "torch.switch:base"]
+    assert ids(plan) == ["torch.build:base", "torch.switch:base", "proof.run:base"]
     assert plan["actions"][0]["why"] == "2.9.1+cu128 serves, 2.10.0+cu128 is wanted"
     assert plan["actions"][0]["data"] == {"environment": "base"}
 
@@ -517,21 +518,21 @@ def test_a_release_that_is_there_is_switched_to_without_a_build(converged: dict[
         torch={"version": "2.9.0+cu128"},
     )
     plan = resolve(converged)
-    assert ids(plan) == ["torch.switch:base"]
+    assert ids(plan) == ["torch.switch:base", "proof.run:base"]
     base["releases"][0]["stamped"] = False
-    assert ids(resolve(converged)) == ["torch.build:base", "torch.switch:base"]
+    assert ids(resolve(converged)) == ["torch.build:base", "torch.switch:base", "proof.run:base"]
 
 
 def test_a_new_owner_is_an_action(converged: dict[str, Any]) -> None:
     plan = resolve(converged, {"environments": [{"name": "base", "owner": "ann", "group": "ml"}]})
-    assert ids(plan) == ["torch.owner:base"]
+    assert ids(plan) == ["torch.owner:base", "proof.run:base"]
     assert "root:root" in plan["actions"][0]["why"]
 
 
 def test_another_gpu_is_proven_anew(converged: dict[str, Any]) -> None:
     converged["gpus"].append({"pci_device_id": RTX_3090, "pci_address": "0000:02:00.0"})
     plan = resolve(converged)
-    assert ids(plan) == ["torch.prove:base"]
+    assert ids(plan) == ["torch.prove:base", "proof.run:base"]
     assert "was proven for sm_120, not for sm_86" in plan["actions"][0]["why"]
 
 
@@ -612,8 +613,9 @@ def test_actions_carry_what_the_role_needs(full: Make) -> None:
 
 def test_what_is_unwanted_is_removed_and_only_that(converged: dict[str, Any]) -> None:
     plan = resolve(converged, {"runtime": {"state": "absent"}})
-    assert {entry["data"]["state"] for entry in plan["actions"]} == {"absent"}
-    assert len(plan["actions"]) == 5
+    assert {entry["data"]["state"] for entry in plan["runtime"]["actions"]} == {"absent"}
+    assert len(plan["runtime"]["actions"]) == 5
+    assert ids(plan)[5:] == ["proof.run:base"]
     assert plan["runtime"]["files"] == []
 
 

@@ -39,7 +39,7 @@ def ids(plan: dict[str, Any]) -> list[str]:
 
 def test_an_idle_host_switches_to_what_is_staged(serving: dict[str, Any]) -> None:
     plan = resolve(staged(serving, NEWER), NEWER)
-    assert ids(plan) == ["torch.switch:base"]
+    assert ids(plan) == ["torch.switch:base", "proof.run:base"]
     assert plan["pending"] == []
     assert plan["environments"][0]["proof"]["expect"]["torch"] == "2.10.0+cu128"
 
@@ -63,7 +63,11 @@ def test_a_build_on_a_busy_host_is_planned_without_its_switch(serving: dict[str,
     plan = resolve(serving, NEWER)
     assert ids(plan) == ["torch.build:base"]
     assert [wait["what"] for wait in plan["pending"]] == ["switch the environment base to the new release"]
-    assert ids(resolve(serving, {"torch": {"version": "2.10.0"}})) == ["torch.build:base", "torch.switch:base"]
+    assert ids(resolve(serving, {"torch": {"version": "2.10.0"}})) == [
+        "torch.build:base",
+        "torch.switch:base",
+        "proof.run:base",
+    ]
 
 
 def test_where_nothing_serves_yet_nothing_is_proven_meanwhile(serving: dict[str, Any]) -> None:
@@ -77,7 +81,7 @@ def test_where_nothing_serves_yet_nothing_is_proven_meanwhile(serving: dict[str,
 def test_the_desktop_keeps_nothing_waiting(serving: dict[str, Any]) -> None:
     seen = staged(serving, NEWER)
     seen["driver"]["processes"] = [DESKTOP]
-    assert ids(resolve(seen, NEWER)) == ["torch.switch:base"]
+    assert ids(resolve(seen, NEWER)) == ["torch.switch:base", "proof.run:base"]
 
 
 def test_what_computes_only_on_gpus_that_are_left_out_keeps_nothing_waiting(full: Make, carry_out: Make) -> None:
@@ -119,7 +123,7 @@ def test_a_driver_that_this_run_loads_is_counted_on(full: Make) -> None:
 def test_a_damaged_release_is_not_what_is_staged(serving: dict[str, Any]) -> None:
     seen = staged(serving, NEWER)
     seen["environments"][0]["releases"][1]["stamped"] = False
-    assert ids(resolve(seen, NEWER)) == ["torch.build:base", "torch.switch:base"]
+    assert ids(resolve(seen, NEWER)) == ["torch.build:base", "torch.switch:base", "proof.run:base"]
 
 
 def test_gates_are_no_part_of_the_specification_and_reach_the_role(serving: dict[str, Any]) -> None:

@@ -412,7 +412,7 @@ def test_the_driver_of_wsl2_is_left_to_windows() -> None:
     plan = resolve(wsl("581.29"))
     assert plan["feasible"], plan["refusals"]
     assert (plan["driver"]["source"], plan["driver"]["branch"], plan["driver"]["actions"]) == ("wsl", 581, [])
-    assert {action["step"] for action in plan["actions"]} == {"torch", "runtime"}
+    assert {action["step"] for action in plan["actions"]} == {"torch", "runtime", "proof"}
 
 
 def test_a_windows_driver_that_is_too_old_is_refused_with_the_remedy_in_windows() -> None:

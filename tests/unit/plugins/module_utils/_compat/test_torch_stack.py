@@ -29,6 +29,7 @@ def test_a_controller_without_the_lock_keeps_what_was_built_with_one(converged: 
     assert [action["id"] for action in resolve(converged, {"locks": {"base": "b" * 64}})["actions"]] == [
         "torch.build:base",
         "torch.switch:base",
+        "proof.run:base",
     ]
 
 
