@@ -5,6 +5,7 @@ observe_ms          the whole observation without environments and without libcu
 observe_cuda_ms     the same with libcuda
 cuinit_ms           a fresh child that loads libcuda and calls cuInit, nothing else; measured in turn with the former
 cuda_ratio          observe_cuda_ms / cuinit_ms
+nvml_ms             a child that asks NVML everything, health included: load, initialise, read
 import_ms           compiling and importing the package from source, as Ansible ships it, after what Ansible itself imports
 environment_ms      one environment of --files files: integrity against its manifest, versions, stamp
 
@@ -27,7 +28,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "collections"))
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import child, driver, libcuda  # noqa: E402
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import child, driver, libcuda, nvml  # noqa: E402
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host  # noqa: E402
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe import Request, observe  # noqa: E402
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import manifest  # noqa: E402
@@ -71,9 +72,10 @@ def with_cuda(request: Request, rounds: int) -> dict:
     if said is None or said["result"] != 0:
         why = [entry["why"] for entry in observed["unknown"] if "libcuda" in entry["what"]]
         why = said["error"] if said else "; ".join(why) or "libcuda was not asked"
-        return {"observe_cuda_ms": None, "cuinit_ms": None, "cuda_ratio": None, "cuda_why": why}
-    ours, bare = [], []
+        return {"observe_cuda_ms": None, "cuinit_ms": None, "cuda_ratio": None, "nvml_ms": None, "cuda_why": why}
+    ours, bare, asked = [], [], []
     for _ in range(rounds):
+        asked.append(timed(lambda: child.start(lambda: nvml.read(Host()), 60).answer()))
         bare.append(timed(lambda: child.start(initialise_cuda, 60).answer()))
         ours.append(timed(lambda: observe(Host(), request)))
     ours_ms, bare_ms = statistics.median(ours), statistics.median(bare)
@@ -81,6 +83,7 @@ def with_cuda(request: Request, rounds: int) -> dict:
         "observe_cuda_ms": round(ours_ms, 2),
         "cuinit_ms": round(bare_ms, 2),
         "cuda_ratio": round(ours_ms / bare_ms, 3),
+        "nvml_ms": round(statistics.median(asked), 2),
         "cuda_why": None,
     }
 

@@ -13,12 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import pci_ids
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import expected, nvml
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host, Unreadable
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe import Request, observe
+from nvml_answers import Replay
 
+CAPTURE = Path(__file__).resolve().with_name("capture.py")
 COLLECTIONS = Path(__file__).resolve().parents[2] / "collections"
 FIELDS = [
     "pci.bus_id",
@@ -49,6 +53,30 @@ print(re.search(r"/\\S*libcuda\\.so\\.\\S+", open("/proc/self/maps").read()).gro
 """
 
 
+# gpu_info's name -> nvidia-smi's
+COUNTERS = {
+    "corrected_volatile": "ecc.errors.corrected.volatile.total",
+    "uncorrected_volatile": "ecc.errors.uncorrected.volatile.total",
+    "corrected_total": "ecc.errors.corrected.aggregate.total",
+    "uncorrected_total": "ecc.errors.uncorrected.aggregate.total",
+}
+WATTS = {"limit_w": "power.limit", "default_limit_w": "power.default_limit", "max_limit_w": "power.max_limit"}
+STATES = ["pci.bus_id", "ecc.mode.current", "temperature.gpu", "compute_mode", *COUNTERS.values(), *WATTS.values()]
+
+
+def query(what, fields):
+    """Rows of nvidia-smi's CSV output, by field."""
+    command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return [dict(zip(fields, (cell.strip() for cell in row))) for row in csv.reader(text.splitlines()) if row]
+
+
+def number(text):
+    """What nvidia-smi prints as a number; None for N/A and its like."""
+    match = re.match(r"-?\d+(\.\d+)?", text or "")
+    return float(match.group()) if match else None
+
+
 def address_of(bus_id):
     """nvidia-smi's 00000000:01:00.0 in the spelling of /sys."""
     domain, rest = bus_id.lower().split(":", 1)
@@ -58,12 +86,10 @@ def address_of(bus_id):
 @pytest.fixture(scope="module", autouse=True)
 def smi():
     """What nvidia-smi says of each GPU, by PCI address."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        rows = query("gpu", FIELDS)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.fail(f"these tests need a machine with an NVIDIA GPU and a working nvidia-smi: {error}")
-    rows = [dict(zip(FIELDS, (cell.strip() for cell in row))) for row in csv.reader(text.splitlines()) if row]
     assert rows, "nvidia-smi lists no GPU"
     return {address_of(row["pci.bus_id"]): row for row in rows}
 
@@ -151,7 +177,7 @@ def test_nothing_about_the_gpus_or_the_driver_is_unknown(seen):
 
 def test_without_libcuda_the_same_gpus_are_described(seen):
     plain = observe(Host(), Request(root="/nowhere/envs", time_limit=60))
-    volatile = ("pcie",)
+    volatile = ("pcie", "health")
     strip = [{key: value for key, value in gpu.items() if key not in volatile} for gpu in plain["gpus"]]
     assert strip == [{key: value for key, value in gpu.items() if key not in volatile} for gpu in seen["gpus"]]
     assert plain["driver"]["libcuda"] is None
@@ -238,3 +264,88 @@ def test_an_unprivileged_user_sees_the_same_gpus(seen):
     assert theirs["driver"]["processes"] is None
     assert [gpu["uuid"] for gpu in theirs["gpus"]] == [gpu["uuid"] for gpu in seen["gpus"]]
     assert theirs["driver"]["libcuda"]["result"] == 0
+
+
+def test_the_health_of_every_gpu_agrees_with_nvidia_smi(seen):
+    told = {address_of(row["pci.bus_id"]): row for row in query("gpu", STATES)}
+    for gpu in seen["gpus"]:
+        row, health = told[gpu["pci_address"]], gpu["health"]
+        enabled = {"Enabled": True, "Disabled": False}.get(row["ecc.mode.current"])
+        if enabled is None:
+            assert health["ecc"] == "not_applicable"
+        else:
+            assert health["ecc"]["enabled"] is enabled
+            for ours, theirs in COUNTERS.items():
+                assert health["ecc"][ours] == (
+                    number(row[theirs]) if number(row[theirs]) is not None else "not_applicable"
+                )
+        for ours, theirs in WATTS.items():
+            if number(row[theirs]) is not None:
+                assert health["power"][ours] == pytest.approx(number(row[theirs]), abs=0.01), ours
+        assert health["temperature_c"] == pytest.approx(number(row["temperature.gpu"]), abs=15)
+        assert health["compute_mode"] == row["compute_mode"].lower()
+        assert not [reason for reason in health["throttle"] if reason.startswith("unknown")]
+
+
+def test_rows_the_window_and_the_recovery_agree_with_nvidia_smi(seen):
+    text = subprocess.run(["nvidia-smi", "-q", "-x"], capture_output=True, text=True, timeout=120, check=True).stdout
+    for card in ElementTree.fromstring(text).iter("gpu"):  # noqa: S314  # nvidia-smi's own words
+        health = next(gpu for gpu in seen["gpus"] if gpu["pci_address"] == address_of(card.get("id")))["health"]
+        assert health["bar1_mib"] == number(card.findtext("bar1_memory_usage/total"))
+        recovery = card.findtext("gpu_recovery_action")
+        if recovery and "N/A" not in recovery:
+            assert health["recovery_action"] == recovery.strip().lower().replace(" ", "_")
+        remapped = card.find("remapped_rows")
+        if remapped is None or number(remapped.findtext("remapped_row_corr")) is None:
+            assert health["remapped_rows"] == "not_applicable"
+        else:
+            rows = health["remapped_rows"]
+            assert rows["corrected"] == number(remapped.findtext("remapped_row_corr"))
+            assert rows["uncorrected"] == number(remapped.findtext("remapped_row_unc"))
+            assert rows["pending"] is (remapped.findtext("remapped_row_pending").strip() == "Yes")
+            assert rows["failure"] is (remapped.findtext("remapped_row_failure").strip() == "Yes")
+
+
+def test_nothing_of_the_health_is_without_an_answer(seen):
+    def gaps(value, path):
+        if isinstance(value, dict):
+            return [gap for key, item in value.items() for gap in gaps(item, f"{path}.{key}")]
+        return [path] if value is None else []
+
+    branch = seen["driver"]["branch"]
+    for gpu in seen["gpus"]:
+        assert [gap for gap in gaps(gpu["health"], "health") if branch >= 570 or "recovery" not in gap] == []
+        assert gpu["lost"] is None
+        assert (gpu["health"]["mig"] == "not_applicable") is (gpu["mig"] is None)
+
+
+def test_the_log_is_read_or_said_to_be_unreadable(seen):
+    said = [entry["why"] for entry in seen["unknown"] if entry["what"] == "health.xid"]
+    assert (seen["health"]["xid"] is None) is bool(said) or os.path.isdir("/var/log/journal")
+    for event in seen["health"]["xid"] or []:
+        assert event["count"] > 0
+        assert event["title"]
+
+
+def test_a_gpu_that_was_proven_here_and_is_gone_is_missing(seen, monkeypatch, tmp_path):
+    """Remembered are the GPUs of this machine, and one more that it never had."""
+    assert seen["health"]["missing_gpus"] == []
+    other = {"pci_address": "0000:fe:00.0", "pci_device_id": "2204", "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 3090"}
+    kept = expected.document([*seen["gpus"], other], seen["observed_at"], seen["os"]["boot_id"])
+    path = tmp_path / "gpus.json"
+    path.write_text(json.dumps(kept))
+    monkeypatch.setattr(expected, "PATH", str(path))
+    (missing,) = observe(Host(), Request(root="/nowhere/envs", time_limit=60))["health"]["missing_gpus"]
+    assert (missing["uuid"], missing["since"], missing["since_what"]) == ("GPU-0", seen["observed_at"], "after")
+
+
+def test_what_capture_records_here_can_be_replayed(seen):
+    done = subprocess.run([sys.executable, str(CAPTURE)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    recording = json.loads(done.stdout)
+    again = nvml.read(Host(load_library=lambda names: Replay(recording)))
+    assert again["problems"] == recording["about"]["problems"] == []
+    assert [gpu["name"] for gpu in again["gpus"]] == [gpu["name"] for gpu in seen["gpus"]]
+    assert [set(gpu["health"]) for gpu in again["gpus"]] == [set(gpu["health"]) for gpu in seen["gpus"]]
+    for gpu in seen["gpus"]:
+        assert gpu["uuid"].split("-", 1)[1] not in done.stdout
