@@ -97,7 +97,7 @@ static int fault(const char *function, int gpu)
         if (strcmp(one->action, "delay") == 0)
             usleep((useconds_t)one->number * 1000);
         else if (strcmp(one->action, "signal") == 0)
-            kill(getpid(), one->number);
+            raise(one->number);
         else if (strcmp(one->action, "hang") == 0)
             hang();
     }

@@ -6,7 +6,7 @@ import os
 import time
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host, Unreadable
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import child, failures, runner
 from simulated import address
 
@@ -30,7 +30,11 @@ def host(simulated):
         (root / "dev" / name).chmod(0o666)
     (root / "usr/bin").mkdir(parents=True)
     (root / "usr/bin/python3").touch(mode=0o755)
-    return Host(root=str(root))
+
+    def no_program(argv, time_limit):
+        raise Unreadable(f"{argv[0]} is not installed")
+
+    return Host(root=str(root), machine="x86_64", run=no_program)
 
 
 @pytest.fixture
@@ -360,3 +364,62 @@ def test_a_gpu_that_was_given_to_another_kernel_driver_is_not_served(prove, simu
     found = of_driver(prove(), "driver.gpus")
     assert found["code"] == "gpu_not_served"
     assert "vfio-pci" in found["evidence"]
+
+
+@pytest.mark.failure("compute_mode")
+def test_a_gpu_in_prohibited_mode_is_told_from_one_that_is_held(prove, simulated):
+    simulated.faults("nvmlDeviceGetComputeMode 1 1 value 2", "cuCtxCreate_v2 * 1 return 46")
+    result = prove()
+    assert kernel_on(result, SECOND)["code"] == "compute_mode"
+    assert f"{SECOND} is in compute mode PROHIBITED" in kernel_on(result, SECOND)["evidence"]
+    assert kernel_on(result, FIRST)["code"] == "cuda_46"
+
+
+@pytest.mark.failure("mig_empty")
+def test_mig_without_instances_is_why_cuda_shows_no_gpu(prove, simulated):
+    simulated.gpus(0, of="cuda")
+    simulated.faults("nvmlDeviceGetMigMode * 1 value 1")
+    found = of_driver(prove(), "driver.init")
+    assert found["code"] == "mig_empty"
+    assert f"MIG is on at {FIRST}, and there is no instance" in found["evidence"]
+
+
+@pytest.mark.failure("mig_one_instance")
+def test_mig_is_why_cuda_shows_one_gpu_of_two(prove, simulated):
+    simulated.gpus(1, of="cuda")
+    simulated.faults("nvmlDeviceGetMigMode * 1 value 1", "nvmlDeviceGetMigDeviceHandleByIndex * 1 value 2")
+    assert of_driver(prove(), "driver.gpus")["code"] == "mig_one_instance"
+
+
+def versions(host, loaded, installed):
+    words = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {loaded}  Release Build\n"
+    put(host, "/proc/driver/nvidia/version", words.encode())
+    put(host, f"/usr/lib/x86_64-linux-gnu/libcuda.so.{installed}", b"")
+    os.symlink(f"libcuda.so.{installed}", host.root + "/usr/lib/x86_64-linux-gnu/libcuda.so.1")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(803, "cuda_803", marks=pytest.mark.failure("cuda_803")),
+        pytest.param(36, "driver_not_loaded_yet", marks=pytest.mark.failure("driver_not_loaded_yet")),
+    ],
+)
+def test_an_installed_driver_that_is_not_loaded_is_named_with_both_versions(prove, simulated, host, number, code):
+    versions(host, "570.86.10", "580.95.05")
+    simulated.faults(f"cuInit * 1 return {number}")
+    found = of_driver(prove(), "driver.init")
+    assert found["code"] == code
+    assert "driver 570.86.10 is loaded, 580.95.05 is installed" in found["evidence"]
+
+
+@pytest.mark.failure("shadowed_driver")
+def test_a_libcuda_of_another_driver_that_comes_first_is_named_by_its_path(prove, simulated, host):
+    versions(host, "580.95.05", "580.95.05")
+    library = simulated.folder / "cuda/libcuda.so.1"
+    library.rename(library.with_name("libcuda.so.550.54.14"))
+    library.symlink_to("libcuda.so.550.54.14")
+    simulated.faults("cuInit * 1 return 803")
+    found = of_driver(prove(), "driver.init")
+    assert found["code"] == "shadowed_driver"
+    assert "cuda/libcuda.so.550.54.14 was loaded, the installed driver is 580.95.05" in found["evidence"]
