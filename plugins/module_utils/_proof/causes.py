@@ -317,8 +317,8 @@ class Causes:
 
     def damaged(self, check: dict[str, Any], _gpu: str | None) -> Found | None:
         """A library that is cut short kills the process that uses it, mostly by SIGBUS, without a word."""
-        crashed = check["code"] == "crashed" and not re.search(r"SIGBUS|SIGSEGV", check["evidence"])
-        if crashed or not self.seen.prefix or check["id"].startswith("driver."):
+        other_crash = check["code"] == "crashed" and not re.search(r"SIGBUS|SIGSEGV", check["evidence"])
+        if other_crash or not self.seen.prefix or check["id"].startswith(("driver.", "gpu.driver_kernel")):
             return None
         files = 0
         for site in self._sites(self.seen.prefix):
@@ -378,9 +378,10 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "cuda_802": (Causes.fabric_manager,),
     "cuda_100": (Causes.hidden, *_NO_START, Causes.mig, Causes.not_served, Causes.told_by_kernel),
     "torch_misses_gpu": (Causes.hidden, Causes.mig),
-    "gpu_missing": (Causes.lost, Causes.mig, Causes.not_served, Causes.nodes, Causes.told_by_kernel),
+    "gpu_missing": (Causes.lost, Causes.mig, Causes.not_served, Causes.told_by_kernel),
     "cuda_46": (Causes.compute_mode, Causes.lost),
-    **dict.fromkeys(("import_failed", "crashed"), (Causes.damaged, Causes.told_by_kernel)),
+    **dict.fromkeys(("import_failed", "failed"), (Causes.damaged,)),
+    "crashed": (Causes.damaged, *_HARDWARE),
     "shadowed_library": (Causes.configured_library,),
     **dict.fromkeys(
         (

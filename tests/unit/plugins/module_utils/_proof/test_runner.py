@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import
     driver_kernel,
     runner,
     torch_checks,
+    watch,
 )
 
 EXPECTED = {"torch": "2.9.1+cu128", "companions": {}}
@@ -63,6 +66,7 @@ def test_an_environment_as_expected_passes_with_all_its_facts(environment):
     ("more", "name", "code", "evidence"),
     [
         ("__version__ = '2.9.0+cu128'", "torch.version", "wrong_version", "2.9.0+cu128"),
+        ("__version__ = '2.9.1+cu126'; version.cuda = '12.6'", "torch.version", "wrong_index", "2.9.1+cu126"),
         ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.version", "cpu_build", "2.9.1+cpu"),
         ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.cuda", "cpu_build", "CPU-only"),
         ("version.cuda = None; version.hip = '6.4'", "torch.cuda", "rocm_build", "ROCm 6.4"),
@@ -87,6 +91,54 @@ def test_what_is_wrong_is_named_with_a_code_and_a_remedy(environment, more, name
     assert (found["status"], found["code"]) == ("failed", code)
     assert evidence in found["evidence"]
     assert found["remedy"]
+
+
+# ---- static: libraries ----------------------------------------------------------------------------------------------
+
+
+def a_library():
+    """Any library of this system that does not mind to be loaded under another name."""
+    ctypes.CDLL("libm.so.6")
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next(line.split()[-1] for line in lines if re.search(r"/libm\.so\.6|/libm-[\d.]+\.so", line))
+
+
+LOADING = "import ctypes; ctypes.CDLL({!r})"
+
+
+@pytest.mark.failure("damaged_library")
+@pytest.mark.parametrize("kept", [20, 3000, 0.5, 0.9], ids=["no header", "headers", "half", "most"])
+def test_a_library_that_is_cut_short_is_named(environment, kept):
+    library = environment.site / "torch/lib/libtorch_cpu.so"
+    library.parent.mkdir()
+    content = Path(a_library()).read_bytes()
+    library.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
+    environment.torch(LOADING.format(str(library)) + "._nobody_has_this")
+    found = check(static(environment), "torch.import")
+    assert (found["status"], found["code"]) == ("failed", "damaged_library")
+    assert str(library) in found["evidence"]
+
+
+@pytest.mark.failure("shadowed_library")
+def test_a_library_of_another_place_is_a_failure_where_the_environment_has_its_own(environment):
+    outside = environment.root.parent / f"{environment.root.name}-toolkit"
+    own = environment.site / "nvidia/cublas/lib/libcublas.so.12"
+    other = outside / "libcublas.so.12.4.5.8"
+    outside.mkdir(mode=0o755)
+    try:
+        shutil.copy(a_library(), other)
+        environment.torch(LOADING.format(str(other)))
+        assert check(static(environment), "torch.libraries")["status"] == "passed"  # torch was built for this one
+        own.parent.mkdir(parents=True)
+        shutil.copy(other, own)
+        found = check(static(environment), "torch.libraries")
+        assert (found["status"], found["code"]) == ("failed", "shadowed_library")
+        assert f"{other} was loaded in place of {own}" in found["evidence"]
+        own.unlink()
+        own.symlink_to(other)  # as uv does with --link-mode=symlink
+        assert check(static(environment), "torch.libraries")["status"] == "passed"
+    finally:
+        shutil.rmtree(outside)
 
 
 def test_a_version_without_a_tag_accepts_every_cuda_build_but_no_cpu_build(environment):
@@ -383,7 +435,7 @@ TORCH_ON_GPU = """
 import os, signal, time
 
 def pretended(label):
-    def run(device, references):
+    def run(device=None, *more):
         {act}
         return label, {{}}
     return run
@@ -397,21 +449,33 @@ import contextlib
 precise_arithmetic = tf32_arithmetic = contextlib.nullcontext
 make_references = dict
 GPU_CHECKS = {{name: pretended(name) for name in GPU_CHECKS}}
+check_peers, check_compile, check_all_reduce = map(pretended, ("gpus.peer", "torch.compile", "gpus.all_reduce"))
+"""
+WATCH = """
+import json, os, sys
+os.read(int(sys.argv[3]), 1)
+os.write(int(sys.argv[2]), (json.dumps(dict(event="watched", gpus={seen})) + chr(10)).encode())
 """
 CUDA = (
     "import contextlib\n"
     "cuda = types.SimpleNamespace(device=lambda i: contextlib.nullcontext(), synchronize=lambda i: None)\n"
+    "_scaled_mm = None\n"
 )
 
 
 @pytest.fixture
 def quick(environment, monkeypatch):
-    """Prove at level quick with two pretended GPUs; `act` is what each torch kernel does, `driver` what the driver's does."""
+    """Prove at level quick, or another one, with two pretended GPUs.
+
+    `act` is what each torch kernel does, `driver` what the driver's does, `seen` what NVML tells.
+    """
     environment.torch(CUDA)
     genuine = runner.source_of
 
-    def prove(act="pass", driver="pass", processes=(), time_limit=30.0, **request):
+    def prove(act="pass", driver="pass", processes=(), time_limit=30.0, seen=None, **request):
         def source_of(module):
+            if module is watch:
+                return WATCH.replace("{seen}", repr(seen or {}))
             if module is driver_kernel:
                 return DRIVER.replace("{act}", driver).replace("{processes}", repr(list(processes)))
             assert module is torch_checks
@@ -535,6 +599,158 @@ def test_one_bad_environment_decides_the_verdict(environment):
     assert runner.prove([], level="static")["verdict"] == "not_run"
 
 
+# ---- full and stress ------------------------------------------------------------------------------------------------
+
+
+def test_full_runs_what_quick_does_not_and_a_check_for_several_gpus_once(quick):
+    result = quick(level="full")
+    assert (result["verdict"], result["proven"]) == ("passed", "full"), result["reason"]
+    ids = [item["id"] for item in result["gpus"][0]["checks"]]
+    assert ids[-4:] == ["gpu.matmul_fp8", "gpu.optimizer_step", "gpu.bandwidth", "gpu.memory"]
+    ids = [item["id"] for item in result["checks"]]
+    assert ids[-5:] == ["torch.devices", "gpus.peer", "gpus.all_reduce", "torch.compile", "python.end"]
+
+
+def test_stress_is_full_and_a_burn(quick):
+    result = quick(level="stress", burn_seconds=1)
+    assert (result["verdict"], result["proven"]) == ("passed", "stress"), result["reason"]
+    assert result["gpus"][1]["checks"][-1]["id"] == "gpu.burn"
+
+
+def test_one_gpu_has_no_check_for_several(quick):
+    result = quick(level="full", gpus=[SECOND])
+    assert result["verdict"] == "passed", result["reason"]
+    assert not [item for item in result["checks"] if item["id"].startswith("gpus.")]
+
+
+def test_kernels_of_companions_are_proven_where_the_companions_are_expected(quick, environment):
+    environment.install("torchaudio", "__version__ = '2.9.1+cu128'")
+    expect = {**EXPECTED, "companions": {"torchaudio": "2.9.1", "torchvision": "0.24.1"}}
+    result = quick(level="full", expect=expect)
+    assert check(result, "gpu.torchaudio_lfilter", FIRST)["status"] == "passed"
+    assert check(result, "gpu.torchvision_nms", FIRST)["status"] == "not_run"  # it could not be imported
+    assert check(result, "gpu.memory", FIRST)["status"] == "passed"
+    assert result["reason"].startswith("companion.torchvision")
+
+
+def test_what_fails_in_full_alone_leaves_quick_proven(quick):
+    result = quick(level="full", act="if label == 'gpu.memory': raise WrongResult('3 words', {})")
+    assert (result["verdict"], result["proven"]) == ("failed", "quick")
+
+
+def test_what_cannot_run_is_not_run_and_named(quick):
+    result = quick(
+        level="full", act="if label == 'torch.compile': raise NotRun('compiler_missing', 'there is no compiler')"
+    )
+    found = check(result, "torch.compile")
+    assert (found["status"], found["code"], result["verdict"], result["proven"]) == (
+        "not_run",
+        "compiler_missing",
+        "not_run",
+        "quick",
+    )
+    assert "gcc" in result["remedy"]
+
+
+@pytest.mark.failure("hung")
+@pytest.mark.parametrize("label", ["gpu.copy", "gpu.optimizer_step", "gpu.memory"])
+def test_a_gpu_that_hangs_is_ended_at_its_limit_and_the_others_are_proven_without_it(quick, label):
+    started = time.monotonic()
+    result = quick(level="full", act=f"if device == 'cuda:1' and label == '{label}': time.sleep(3600)", gpu_limit=2.0)
+    assert time.monotonic() - started < 10
+    assert [gpu["verdict"] for gpu in result["gpus"]] == ["passed", "failed"]
+    found = check(result, label, SECOND)
+    assert (found["status"], found["code"]) == ("failed", "hung")
+    assert label in found["evidence"]
+    assert SECOND in found["evidence"]
+    assert check(result, "gpus.all_reduce")["status"] == "not_run"
+    assert not processes_with("companions")
+
+
+def test_two_gpus_that_hang_at_once_are_both_named(quick):
+    started = time.monotonic()
+    result = quick(act="if label == 'gpu.conv2d': time.sleep(3600)", gpu_limit=2.0)
+    assert time.monotonic() - started < 12
+    assert [check(result, "gpu.conv2d", gpu)["code"] for gpu in (FIRST, SECOND)] == ["hung", "hung"]
+
+
+def test_a_process_that_hangs_after_its_work_is_ended_at_the_limit_of_a_step(quick, environment):
+    environment.torch(CUDA + "import atexit, time; atexit.register(time.sleep, 3600)")
+    started = time.monotonic()
+    result = quick(gpu_limit=1.0)
+    assert time.monotonic() - started < 8
+    assert check(result, "python.end")["code"] == "hung"
+    assert result["verdict"] == "failed"
+
+
+def test_a_step_that_is_known_to_take_longer_may(quick):
+    result = quick(level="stress", act="if label == 'gpu.burn': time.sleep(3)", gpu_limit=2.0, burn_seconds=2.0)
+    assert result["verdict"] == "passed", result["reason"]
+
+
+def test_a_crash_of_the_compiler_keeps_no_gpu_from_being_proven(quick):
+    result = quick(level="full", act="if label == 'torch.compile': os.kill(os.getpid(), signal.SIGSEGV)")
+    assert [gpu["verdict"] for gpu in result["gpus"]] == [
+        "not_run",
+        "not_run",
+    ]  # both again, but the link at the same time
+    left = [item["id"] for item in result["gpus"][0]["checks"] if item["status"] != "passed"]
+    assert left == ["gpu.bandwidth"]
+    assert check(result, "torch.compile")["code"] == "crashed"
+    assert check(result, "gpus.all_reduce")["status"] == "passed"
+
+
+def test_lost_data_between_gpus_keeps_nccl_from_being_started(quick):
+    result = quick(level="full", act="if label == 'gpus.peer': raise WrongResult('9 words', {})")
+    assert check(result, "gpus.peer")["code"] == "wrong_result"
+    assert (check(result, "gpus.all_reduce")["status"], check(result, "gpus.all_reduce")["code"]) == (
+        "not_run",
+        "stopped",
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [
+        ("raise WrongResult('1 of 9 values is wrong', {})", "wrong_result"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed"),
+        ("time.sleep(3600)", "hung"),
+        ("raise RuntimeError('CUDA error: an illegal memory access was encountered')", "cuda_700"),
+    ],
+)
+def test_the_process_that_spoils_an_all_reduce_is_named_and_the_others_are_ended(quick, act, code):
+    started = time.monotonic()
+    wait = "time.sleep(3600 if device == 'cuda:0' else 0)"
+    result = quick(
+        level="full",
+        act=f"if label == 'gpus.all_reduce':\n            if device == 'cuda:1': {act}\n            {wait}",
+        gpu_limit=3.0,
+    )
+    assert time.monotonic() - started < 12
+    assert check(result, "gpus.all_reduce")["code"] == code
+    assert (result["verdict"], result["proven"]) == ("failed", "quick")
+    assert not processes_with("companions")
+
+
+def test_a_gpu_in_use_keeps_its_memory_when_the_user_has_it_proven(quick):
+    act = "if device == 'cuda:0' and label in ('gpu.memory', 'gpu.bandwidth'): os.abort()"
+    result = quick(level="full", processes=[os.getpid()], when_busy="run", act=act)
+    assert check(result, "gpu.memory", FIRST)["code"] == "busy"
+    assert check(result, "gpu.bandwidth", FIRST)["code"] == "busy"
+    assert check(result, "gpu.optimizer_step", FIRST)["status"] == "passed"
+    assert check(result, "gpu.memory", SECOND)["status"] == "passed"
+    assert (result["verdict"], result["proven"]) == ("not_run", "quick")
+
+
+@pytest.mark.failure("xid")
+def test_an_error_of_the_hardware_during_the_proof_fails_its_gpu(quick):
+    result = quick(level="stress", seen={SECOND: {"xid": [79], "temperature_c": 91, "throttled": ["hw_slowdown"]}})
+    found = check(result, "gpu.burn", SECOND)
+    assert (found["status"], found["code"]) == ("failed", "xid")
+    assert found["values"]["temperature_c"] == 91
+    assert [gpu["verdict"] for gpu in result["gpus"]] == ["passed", "failed"]
+
+
 # ---- hosts without a driver -----------------------------------------------------------------------------------------
 
 
@@ -605,6 +821,11 @@ def test_gpus_that_the_module_serves_count_only_with_a_device_node(tmp_path):
 
 
 def test_a_desktop_program_does_not_count_as_computing(tmp_path):
-    host = made_up_host(tmp_path, ("/proc/11/comm", "firefox\n"), ("/proc/12/comm", "python\n"))
+    host = made_up_host(
+        tmp_path, ("/proc/11/comm", "firefox\n"), ("/proc/12/comm", "python\n"), ("/proc/13/comm", "nvidia-cuda-mps\n")
+    )
     assert runner._computing([11, 12], host, []) == ["python (12)"]
+    assert runner._computing([13], host, []) == [
+        "nvidia-cuda-mps (13)"
+    ]  # the server of MPS, cut off as the kernel does
     assert "another container" in runner._computing([99], host, [])[0]
