@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import collections
 import collections.abc
 import hashlib
 import re
@@ -71,6 +70,12 @@ _SHAPE: dict[str, t.Any] = {
             "compute_capability": _TEXT,
             "architecture": _TEXT,
             "kernel_driver": _TEXT,
+            "health": {
+                "ecc": {"uncorrected_volatile": _NUMBER, "sram_threshold_exceeded": _FLAG},
+                "remapped_rows": {"pending": _FLAG, "failure": _FLAG},
+                "retired_pages": {"pending": _FLAG},
+                "recovery_action": _TEXT,
+            },
         }
     ],
     "driver": {
@@ -105,7 +110,6 @@ _SHAPE: dict[str, t.Any] = {
         "staged": {"branch": _NUMBER, "flavor": _TEXT, "packages": _TEXT},
         "journal": {
             "holds": [_TEXT],
-            "gpus": [{"pci_address": _TEXT, "pci_device_id": _TEXT, "name": _TEXT}],
             "before": {"under_way": _FLAG},
         },
     },
@@ -131,6 +135,18 @@ _SHAPE: dict[str, t.Any] = {
         "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER, "file_system": _TEXT}},
         "clock_synchronized": _FLAG,
         "locks": [{"path": _TEXT, "holder": _TEXT}],
+        "missing_gpus": [{"text": _TEXT}],
+        "xid": [
+            {
+                "pci_address": _TEXT,
+                "number": _NUMBER,
+                "title": _TEXT,
+                "action": _TEXT,
+                "count": _NUMBER,
+                "last_at": _TEXT,
+                "this_boot": _FLAG,
+            }
+        ],
     },
     "foreign": [{"kind": _TEXT, "path": _TEXT, "what": _TEXT, "torch": {"version": _TEXT, "cuda": _TEXT}}],
     "urls": {"*": {"status": _NUMBER, "error": _TEXT}},
@@ -417,15 +433,17 @@ class Host:
         return frozenset(_list(self.journal.get("holds")))
 
     def missing_gpus(self) -> list[str]:
-        """GPUs that were here at the last change and are not on the bus any more; a card may move to another slot."""
-        now = collections.Counter(gpu.device_id for gpu in self.gpus)
-        missing = []
-        for row in map(_mapping, _list(self.journal.get("gpus"))):
-            device = str(row.get("pci_device_id") or "").lower()
-            now[device] -= 1
-            if now[device] < 0:
-                missing.append(f"{row.get('name') or device} (last seen at {row.get('pci_address')})")
-        return missing
+        """GPUs that should be here and are not, each in a sentence."""
+        rows = _list(_mapping(self.observation.get("health")).get("missing_gpus"))
+        return [str(_mapping(row).get("text")) for row in rows]
+
+    def observed_gpus(self) -> list[t.Mapping[str, t.Any]]:
+        """The GPUs as they were observed, with their health."""
+        return [_mapping(row) for row in _list(self.observation.get("gpus"))]
+
+    def xid_events(self) -> list[t.Mapping[str, t.Any]]:
+        """What the driver logged of its GPUs."""
+        return [_mapping(row) for row in _list(_mapping(self.observation.get("health")).get("xid"))]
 
     def virtual(self, gpu: Gpu) -> str | None:
         """`vgpu`: a share of a GPU; `passthrough`: given away to a guest; None: neither, or not known."""
