@@ -63,7 +63,12 @@ def test_no_words_lead_to_two_failures():
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in failures.TABLE.values() if row.code.startswith("cuda_")], ids=lambda row: row.code
+    "row",
+    [
+        pytest.param(row, marks=pytest.mark.failure(row.code), id=row.code)
+        for row in failures.TABLE.values()
+        if row.code.startswith("cuda_")
+    ],
 )
 @pytest.mark.parametrize("prefix", ["CUDA error: ", "CUDA driver error: ", "Triton Error [CUDA]: "])
 def test_every_error_of_cuda_is_recognised_by_nvidias_words(row, prefix):
