@@ -167,6 +167,9 @@ options:
             description: As O(desired.switch_after), which it replaces.
             type: str
             choices: [static, quick]
+          variables:
+            description: Environment variables of its processes, beside those of O(desired.runtime.variables).
+            type: dict
       root:
         description: The directory of the environments.
         type: path
@@ -203,6 +206,11 @@ options:
             type: str
             choices: [present, absent]
             default: present
+          scope:
+            description: Who gets them, every process of the host or those of the environments only.
+            type: str
+            choices: [host, environment]
+            default: host
           variables:
             description: Names and values.
             type: dict

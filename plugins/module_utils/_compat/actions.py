@@ -17,16 +17,20 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.drive
     is_stale,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import (
-    MANAGED_BLOCK_MARKER,
     Action,
     Knowledge,
     ManagedFile,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.proof import (
-    RUNTIME_ENV,
     proof_actions,
     why_no_gpu_proof,
+)
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.runtime import (
+    SYSTEM_PATHS,
+    environment_path,
+    runtime_actions,
+    warn_of_breaking,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mounts import REMEDY, is_shared, why_not
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
@@ -34,20 +38,15 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.star
     environment_files,
 )
 
-ENVIRONMENT_PATH = "/etc/environment"
-PROFILE_PATH = "/etc/profile.d/gpufleet.sh"
-USER_ENVIRONMENT_PATH = "/etc/environment.d/50-gpufleet.conf"
-SYSTEM_ENVIRONMENT_PATH = "/etc/systemd/system.conf.d/50-gpufleet.conf"
 COMMAND_PATH = "/usr/local/bin/gpu-env"
-_WRITTEN_BY = "Written by gpufleet.workstation; changes are overwritten."
 
 
 def observation_request(desired: t.Mapping[str, t.Any] | None) -> dict[str, t.Any]:
     """The options of gpu_info that show everything a plan for this desired state compares. Raises InvalidDesired."""
     wanted = parse(desired)
-    files = [*DRIVER_PATHS, PROFILE_PATH, USER_ENVIRONMENT_PATH, SYSTEM_ENVIRONMENT_PATH, COMMAND_PATH]
+    files = [*DRIVER_PATHS, *SYSTEM_PATHS, COMMAND_PATH]
     for environment in wanted.environments:
-        files += [_runtime_env_path(wanted, environment.name), *environment_files(wanted.root, environment.name)]
+        files += [environment_path(wanted, environment.name), *environment_files(wanted.root, environment.name)]
     return {
         "root": wanted.root,
         "environments": [environment.name for environment in wanted.environments],
@@ -87,7 +86,8 @@ def plan_actions(
         starts_driver = any(action.id in ("driver.load", "driver.reboot") for action in actions)
         actions += _torch_actions(host, environments, wanted, knowledge, notes, starts_driver)
     if "runtime" in wanted.steps:
-        actions += _runtime_actions(host, wanted, notes)
+        actions += runtime_actions(host, wanted, notes)
+    warn_of_breaking(host, notes)
     if host.driver.get("reboot_required") and not is_stale(host):
         notes.warn(
             "The host asks for a reboot, for a kernel or a driver that was installed; the driver here does not need it."
@@ -274,109 +274,3 @@ def _check_index(host: Host, environment: t.Mapping[str, t.Any], notes: Notes) -
             f"the host cannot use the torch index {environment['index_url']}: {silence}",
             "Check the host's network, name service and proxy, or name a mirror in torch_env_index_base_url.",
         )
-
-
-# ---- variables --------------------------------------------------------------------------------------------------------
-
-
-def _runtime_env_path(wanted: Desired, name: str) -> str:
-    return f"{wanted.root}/{name}/{RUNTIME_ENV}"
-
-
-def environment_block(wanted: Desired) -> str:
-    """Our lines of /etc/environment."""
-    return "".join(f"{name}={value}\n" for name, value in wanted.runtime.variables.items())
-
-
-def runtime_files(wanted: Desired) -> list[ManagedFile]:
-    """The files that set the variables, apart from /etc/environment. A value that a process has already is kept."""
-    variables = wanted.runtime.variables
-    if wanted.runtime.state == "absent" or not variables:
-        return []
-    shell = "".join(
-        f"if [ -z \"${{{name}+set}}\" ]; then\n    {name}='{value}'\nfi\nexport {name}\n"
-        for name, value in variables.items()
-    )
-    assignments = "".join(f"{name}={value}\n" for name, value in variables.items())
-    quoted = " ".join(f'"{name}={value}"' for name, value in variables.items())
-    return [
-        ManagedFile(PROFILE_PATH, f"# {_WRITTEN_BY}\n{shell}"),
-        ManagedFile(USER_ENVIRONMENT_PATH, f"# {_WRITTEN_BY}\n{assignments}"),
-        ManagedFile(SYSTEM_ENVIRONMENT_PATH, f"# {_WRITTEN_BY}\n[Manager]\nDefaultEnvironment={quoted}\n"),
-        *(
-            ManagedFile(_runtime_env_path(wanted, environment.name), f"# {_WRITTEN_BY}\n{assignments}")
-            for environment in wanted.environments
-        ),
-    ]
-
-
-def _runtime_actions(host: Host, wanted: Desired, notes: Notes) -> list[Action]:
-    files = {file.path: file for file in runtime_files(wanted)}
-    if wanted.environments_alone:
-        own = [_runtime_env_path(wanted, environment.name) for environment in wanted.environments]
-        return [action for action in (_runtime_file(host, path, files.get(path)) for path in own) if action]
-    paths = [PROFILE_PATH]
-    if host.os.get("init") in (None, "systemd"):
-        paths += [USER_ENVIRONMENT_PATH, SYSTEM_ENVIRONMENT_PATH]
-    else:
-        notes.say(f"The host runs {host.os['init']}, not systemd: it needs no variables in systemd's files.")
-    for environment in wanted.environments:
-        # The directory of an environment comes with its first release.
-        if "torch" in wanted.steps or host.environment(environment.name).get("current"):
-            paths.append(_runtime_env_path(wanted, environment.name))
-    actions = [_runtime_file(host, path, files.get(path)) for path in paths]
-    actions.append(_runtime_block(host, environment_block(wanted) if wanted.runtime.state == "present" else ""))
-    for name, value in wanted.runtime.variables.items() if wanted.runtime.state == "present" else ():
-        last = _values(host).get(name)
-        block = host.runtime("etc_environment").get("block")
-        if last not in (None, value) and block == environment_block(wanted):
-            notes.warn(f"{ENVIRONMENT_PATH} sets {name}={last} below our lines, which wins: remove that line.")
-    return [action for action in actions if action]
-
-
-def _values(host: Host) -> t.Mapping[str, t.Any]:
-    values = host.runtime("etc_environment").get("values")
-    return values if isinstance(values, dict) else {}
-
-
-def _runtime_file(host: Host, path: str, wanted: ManagedFile | None) -> Action | None:
-    reload = path == SYSTEM_ENVIRONMENT_PATH
-    if wanted is None:
-        if host.file(path) is None:
-            return None
-        data: dict[str, t.Any] = {
-            "path": path,
-            "state": "absent",
-            "content": "",
-            "mode": None,
-            "owner": None,
-            "group": None,
-        }
-        why = "no variables are wanted any more"
-        return Action(f"runtime.file:{path}", "runtime", f"remove {path}", why, {**data, "reload": reload})
-    drift = host.difference(wanted)
-    if drift is None:
-        return None
-    data = {**wanted.as_dict(), "state": "present", "reload": reload}
-    return Action(f"runtime.file:{path}", "runtime", f"write {path}", drift, data)
-
-
-def _runtime_block(host: Host, block: str) -> Action | None:
-    now = host.runtime("etc_environment").get("block")
-    if _lines(now) == _lines(block):
-        return None
-    state = "present" if block else "absent"
-    data = {"path": ENVIRONMENT_PATH, "state": state, "block": block, "marker": MANAGED_BLOCK_MARKER, "content": block}
-    what = f"set the variables in {ENVIRONMENT_PATH}" if block else f"remove our lines from {ENVIRONMENT_PATH}"
-    why = (
-        "our lines are not there"
-        if now is None
-        else "our lines differ"
-        if block
-        else "no variables are wanted any more"
-    )
-    return Action(f"runtime.block:{ENVIRONMENT_PATH}", "runtime", what, why, data)
-
-
-def _lines(block: str | None) -> list[str]:
-    return (block or "").strip("\n").splitlines()

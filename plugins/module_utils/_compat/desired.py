@@ -12,7 +12,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import breaking, matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import Additions, parse_additions
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import STEPS, InvalidDesired
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
@@ -21,10 +21,23 @@ DEFAULT_ROOT = "/opt/gpufleet/envs"
 COMPANIONS = ("torchvision", "torchaudio")
 SWITCH_AFTER = ("static", "quick")
 INTEGRITY = ("sizes", "hashes")
+SCOPES = ("host", "environment")
 
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_FORBIDDEN_IN_VALUES = re.compile(r"[\x00-\x1f\x7f\"'`\\$%#]")
+# Who logs in, or the loader and the interpreter before any file of ours is read, decides on these.
+_NOT_OURS = re.compile(r"PATH|HOME|USER|LOGNAME|SHELL|PWD|IFS|ENV|BASH_ENV|LD_\w+|PYTHON(?:PATH|HOME)")
+# The files that set a variable read these in different ways, and not the same way in every version.
+_FORBIDDEN_IN_VALUES = {
+    "\"'`": "quotes",
+    "\\": "backslashes, which some files take for the start of an escape",
+    "$": "'$', which shells and environment.d(5) expand",
+    "%": "'%', which systemd-system.conf(5) expands",
+    "#": "'#', at which pam_env(8) ends the line",
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST_LINE = 1000
+"""Bytes of NAME=value: pam_env before Linux-PAM 1.5 reads no longer lines."""
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\$?", re.IGNORECASE)
 _URL = re.compile(r"(?:https?|file)://[^\s\x00-\x1f\x7f\"'`\\<>]+")
 _TORCH = re.compile(r"([0-9]+(?:\.[0-9]+){0,2}(?:(?:a|b|rc|\.dev|\.post)[0-9]+)?)(?:\+([a-z0-9][a-z0-9.]*))?")
@@ -93,11 +106,15 @@ class DesiredEnvironment:
     """A command that has to succeed in a release before that one may become current."""
     switch_after: str
     """The level of proof that a release has to pass before it may become current."""
+    variables: t.Mapping[str, str]
+    """All that its processes get, those of the host included."""
 
 
 @dataclass(frozen=True)
 class DesiredRuntime:
     state: str
+    scope: str
+    """Who gets the variables: every process of the host, or those of the environments alone."""
     variables: t.Mapping[str, str]
 
 
@@ -148,16 +165,17 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
     )
     torch = _torch(top.section("torch"))
     python = _python(top, "python")
+    runtime = _runtime(top.section("runtime"))
     return Desired(
         driver=_driver(top.section("driver")),
-        environments=_environments(top, torch, python),
+        environments=_environments(top, torch, python, runtime),
         environments_alone=top.flag("environments_alone"),
         root=_root(top),
         package_index_url=top.url("package_index_url"),
         keep=top.number("keep", 2, 2),
         locks=dict(top.section("locks").values),
         integrity=top.choice("integrity", INTEGRITY, "sizes"),
-        runtime=_runtime(top.section("runtime")),
+        runtime=runtime,
         proof=_proof(top.section("proof")),
         steps=_steps(top),
         knowledge=parse_additions(top.values.get("knowledge"), [str(row["version"]) for row in matrix.CUDA]),
@@ -348,7 +366,9 @@ def _python(section: _Section, key: str, default: str | None = None) -> str | No
     return _unless_auto(value)
 
 
-def _environments(top: _Section, torch: DesiredTorch, python: str | None) -> tuple[DesiredEnvironment, ...]:
+def _environments(
+    top: _Section, torch: DesiredTorch, python: str | None, runtime: DesiredRuntime
+) -> tuple[DesiredEnvironment, ...]:
     values = top.values.get("environments")
     if values is None:
         values = [{"name": "base"}]
@@ -371,9 +391,10 @@ def _environments(top: _Section, torch: DesiredTorch, python: str | None) -> tup
                 "group",
                 "smoke",
                 "switch_after",
+                "variables",
             )
         )
-        environment = _environment(section, torch, python, smoke, switch_after)
+        environment = _environment(section, torch, python, smoke, switch_after, runtime)
         if environment.name in found:
             raise InvalidDesired(f"{section.name('name')}: there are two environments named {environment.name}")
         found[environment.name] = environment
@@ -381,7 +402,12 @@ def _environments(top: _Section, torch: DesiredTorch, python: str | None) -> tup
 
 
 def _environment(
-    section: _Section, torch: DesiredTorch, python: str | None, smoke: tuple[str, ...], switch_after: str
+    section: _Section,
+    torch: DesiredTorch,
+    python: str | None,
+    smoke: tuple[str, ...],
+    switch_after: str,
+    runtime: DesiredRuntime,
 ) -> DesiredEnvironment:
     """Read one environment; what is missing comes from the other arguments."""
     name = section.matching(
@@ -408,7 +434,21 @@ def _environment(
         group=section.matching("group", "root", _ACCOUNT, "must be the name of a group"),
         smoke=smoke if section.values.get("smoke") is None else _smoke(section),
         switch_after=section.choice("switch_after", SWITCH_AFTER, switch_after),
+        variables=_own_variables(section, runtime),
     )
+
+
+def _own_variables(section: _Section, runtime: DesiredRuntime) -> dict[str, str]:
+    """What an environment's processes get: the host's variables and, before them, its own."""
+    own = _variables(section) or {}
+    for name, value in own.items() if runtime.scope == "host" else ():
+        if runtime.variables.get(name, value) != value:
+            raise InvalidDesired(
+                f"{section.name('variables')}: {name} is {_shown(value)} there and {_shown(runtime.variables[name])} in "
+                "runtime_env_variables, which every process of the host has already and keeps. Leave one out, or set "
+                "runtime_env_scope: environment"
+            )
+    return dict(sorted({**runtime.variables, **own}.items())) if runtime.state == "present" else {}
 
 
 def _smoke(section: _Section) -> tuple[str, ...]:
@@ -456,22 +496,34 @@ def _root(top: _Section) -> str:
 
 
 def _runtime(section: _Section) -> DesiredRuntime:
-    section.only("state", "variables")
-    state = section.choice("state", ("present", "absent"), "present")
+    section.only("state", "scope", "variables")
+    given = _variables(section)
+    return DesiredRuntime(
+        section.choice("state", ("present", "absent"), "present"),
+        section.choice("scope", SCOPES, "host"),
+        {matrix.TOKENIZERS["variable"]: matrix.TOKENIZERS["written"]} if given is None else given,
+    )
+
+
+def _variables(section: _Section) -> dict[str, str] | None:
+    """Names and values, checked; None where nothing is said."""
     given = section.values.get("variables")
     if given is None:
-        given = {matrix.TOKENIZERS["variable"]: matrix.TOKENIZERS["written"]}
+        return None
     if not isinstance(given, t.Mapping):
         raise section.bad("variables", "must be a mapping of names to values")
-    return DesiredRuntime(
-        state, {name: _variable(section.name("variables"), name, given[name]) for name in sorted(given, key=str)}
-    )
+    return {name: _variable(section.name("variables"), name, given[name]) for name in sorted(given, key=str)}
 
 
 def _variable(where: str, name: t.Any, value: t.Any) -> str:
     if not isinstance(name, str) or not _VARIABLE_NAME.fullmatch(name):
         raise InvalidDesired(
             f"{where}: {_shown(name)} is no name of a variable; letters, digits and '_' make one, a digit not the first"
+        )
+    if _NOT_OURS.fullmatch(name):
+        raise InvalidDesired(
+            f"{where}: {name} cannot be set here: the login, the loader or Python decides on it before any of our files is read, "
+            "and a wrong value breaks every program. Set it in the one unit or script that needs it"
         )
     if name == matrix.TOKENIZERS["variable"]:
         if str(value).strip().lower() not in matrix.TOKENIZERS["false_values"]:
@@ -483,12 +535,29 @@ def _variable(where: str, name: t.Any, value: t.Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InvalidDesired(f"{where}: the value of {name} must be a string in quotes, not {_shown(value)}")
     text = str(value)
-    if not text or text != text.strip() or _FORBIDDEN_IN_VALUES.search(text):
+    problem = _value_problem(name, text)
+    if problem:
         raise InvalidDesired(
-            f"{where}: the value of {name} must not be empty, begin or end with a space, or hold control characters, quotes, "
-            f"backslashes, '$', '%' or '#', which the files that set it would each read in another way: {_shown(value)}"
+            f"{where}: the value of {name} must not {problem}, so that it is the same in every context: {_shown(value)}"
         )
+    row = breaking.judge(name, text)
+    if row and row.refused:
+        raise InvalidDesired(f"{where}: {name} is not set for everybody, because {row.why}")
     return text
+
+
+def _value_problem(name: str, text: str) -> str | None:
+    """What a value must not do, completing a sentence; None where every file that sets it can hold it."""
+    if _CONTROL.search(text):
+        return "hold line ends or other control characters"
+    if not text or text != text.strip():
+        return "be empty, or begin or end with a space"
+    if len(f"{name}={text}".encode()) > _LONGEST_LINE:
+        return f"be longer than {_LONGEST_LINE} bytes with its name"
+    for characters, what in _FORBIDDEN_IN_VALUES.items():
+        if any(character in text for character in characters):
+            return f"hold {what}"
+    return None
 
 
 def _proof(section: _Section) -> dict[str, t.Any]:

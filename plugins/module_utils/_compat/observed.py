@@ -129,7 +129,10 @@ _SHAPE: dict[str, t.Any] = {
             "verdict": _ANY,
         }
     ],
-    "runtime": {"etc_environment": {"block": _TEXT, "values": {"*": _TEXT}}},
+    "runtime": {
+        "etc_environment": {"block": _TEXT, "values": {"*": _TEXT}},
+        "breaking": [{"where": _TEXT, "name": _TEXT, "value": _TEXT, "why": _TEXT}],
+    },
     "files": {"*": {"sha256": _TEXT, "mode": _TEXT, "owner": _TEXT, "group": _TEXT, "type": _TEXT}},
     "health": {
         "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER, "file_system": _TEXT}},
@@ -542,6 +545,10 @@ class Host:
 
     def runtime(self, context: str) -> t.Mapping[str, t.Any]:
         return _mapping(_mapping(self.observation.get("runtime")).get(context))
+
+    def breaking(self) -> list[t.Mapping[str, t.Any]]:
+        """Variables and library folders that others set and that harm CUDA programs."""
+        return [_mapping(row) for row in _list(_mapping(self.observation.get("runtime")).get("breaking"))]
 
     def free(self, path: str) -> t.Mapping[str, t.Any]:
         """Free space of the file system that holds a path, as far as it is known."""

@@ -15,7 +15,7 @@ import json
 import typing as t
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import plan_actions, runtime_files
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import plan_actions
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import extend
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.decision import Driver, Notes, Stack
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.desired import Desired, parse
@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.drive
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.foreign import judge_foreign
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import Action, Knowledge
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.runtime import runtime_files
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.torch_stack import resolve_environment
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.unhealthy import unhealthy
 
@@ -209,7 +210,7 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         "sm": sm,
         "interpreter": stack.interpreter,
         "python_package": stack.python_package,
-        "variables": dict(wanted.runtime.variables) if wanted.runtime.state == "present" else {},
+        "variables": dict(stack.wanted.variables),
         "actions": [],
         "proof": {
             "name": name,
@@ -255,6 +256,7 @@ def _plan(
         "torch": torch,
         "environments": environments,
         "runtime": {
+            "scope": wanted.runtime.scope,
             "files": [file.as_dict() for file in runtime_files(wanted)],
             "actions": [action for action in actions if action["step"] == "runtime"],
         },

@@ -17,6 +17,7 @@ from typing import Any, Callable
 from .._compat import pci_ids
 from . import (
     boot,
+    breaking,
     child,
     driver,
     environments,
@@ -116,6 +117,8 @@ def observe(host: Host, request: Request) -> dict[str, Any]:
         seen["urls"] = notes.attempt("urls", web.answers, request.urls, request.time_limit)
     _finish(host, seen, children, log, notes)
     seen["health"]["missing_gpus"] = notes.attempt("health.missing_gpus", _missing, host, seen)
+    if seen["runtime"] is not None:
+        seen["runtime"]["breaking"] = notes.attempt("runtime.breaking", _breaking, host, seen, notes)
     found = notes.attempt("foreign", others.answer) if others else None
     seen["foreign"] = found["found"] if found else None
     notes.unknown += found["unknown"] if found else []
@@ -212,6 +215,11 @@ def _os(host: Host, release: dict[str, Any], manager: str | None, notes: _Notes)
         "sessions": notes.attempt("os.sessions", sessions.sessions, host),
         "inhibitors": notes.attempt("os.inhibitors", sessions.inhibitors, host),
     }
+
+
+def _breaking(host: Host, seen: dict[str, Any], notes: _Notes) -> list[dict[str, Any]]:
+    computing = [process for process in seen["driver"]["processes"] or [] if process["kind"] == "compute"]
+    return breaking.system_wide(host, notes.unknown) + breaking.of_processes(host, computing)
 
 
 def _driver(
