@@ -501,7 +501,7 @@ def _runtime(section: _Section) -> DesiredRuntime:
     return DesiredRuntime(
         section.choice("state", ("present", "absent"), "present"),
         section.choice("scope", SCOPES, "host"),
-        {matrix.TOKENIZERS["variable"]: matrix.TOKENIZERS["written"]} if given is None else given,
+        {str(matrix.TOKENIZERS["variable"]): str(matrix.TOKENIZERS["written"])} if given is None else given,
     )
 
 
