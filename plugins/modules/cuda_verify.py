@@ -150,6 +150,8 @@ attributes:
     support: full
     platforms: linux
     description: Linux hosts with Python 3.9 or newer.
+extends_documentation_fragment:
+  - gpufleet.workstation.failures
 author:
   - The gpufleet.workstation maintainers (@gpufleet)
 seealso:
@@ -392,6 +394,8 @@ def problem_with(parameters: dict) -> str | None:
         return f"max_age is {parameters['max_age']} hours; it must be 0 or more"
     if parameters["stamp"] and os.geteuid() != 0:
         return "stamp: only root can keep a verdict; use become, or leave it out"
+    if parameters["level"] == "stress" and (parameters["time_limit"] or LONGEST) <= parameters["burn_seconds"]:
+        return f"time_limit is {parameters['time_limit']} s; the burn alone takes {parameters['burn_seconds']} s"
     environments = parameters["environments"] or []
     for sm in [*parameters["sm"], *(sm for environment in environments for sm in environment["sm"] or [])]:
         try:

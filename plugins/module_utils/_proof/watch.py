@@ -107,11 +107,12 @@ def find(nvml: Any) -> list[Gpu]:
 
 def main(arguments: list[str]) -> None:
     nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    events = ctypes.c_void_p()
-    if nvml.nvmlInit_v2() or nvml.nvmlEventSetCreate(ctypes.byref(events)):
+    if nvml.nvmlInit_v2():
         raise OSError("NVML does not start")
     gpus = find(nvml)
-    for gpu in gpus:
+    events = ctypes.c_void_p()
+    told = nvml.nvmlEventSetCreate(ctypes.byref(events)) == 0
+    for gpu in gpus if told else ():
         nvml.nvmlDeviceRegisterEvents(gpu.handle, ctypes.c_ulonglong(XID_EVENT), events)
     over = False
     while not over:
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> None:
         for gpu in gpus:
             gpu.look()
         event = Event()
-        while nvml.nvmlEventSetWait_v2(events, ctypes.byref(event), 0) == 0:
+        while told and nvml.nvmlEventSetWait_v2(events, ctypes.byref(event), 0) == 0:
             for gpu in gpus:
                 if gpu.handle.value == event.device:
                     gpu.seen["xid"].append(event.data)

@@ -102,6 +102,7 @@ def test_it_proves_in_check_mode_as_well(run):
         ({"environments": [ENVIRONMENT], "gpus": ["GPU-1"]}, "gpus: 'GPU-1'"),
         ({"environments": [ENVIRONMENT], "time_limit": 0}, "time_limit is 0"),
         ({"environments": [ENVIRONMENT], "gpu_limit": 0}, "gpu_limit is 0"),
+        ({"environments": [ENVIRONMENT], "level": "stress", "time_limit": 60}, "the burn alone takes 60 s"),
         ({"environments": [ENVIRONMENT], "burn_seconds": 86401}, "burn_seconds is 86401"),
         ({"environments": [ENVIRONMENT], "level": "thorough"}, "level"),
         ({"environments": [{"name": "base"}]}, "python"),

@@ -136,3 +136,106 @@ def test_every_check_of_a_gpu_exists_in_the_script():
 def test_a_result_is_plain_json():
     checks, torch, companions = judge.static_checks(judge.Outcome(static_records(), None), EXPECT, ["sm_120"])
     assert json.loads(json.dumps([checks, torch, companions], allow_nan=False))[0][0]["id"] == "python.start"
+
+
+# ---- levels ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_level_contains_the_ones_before_it():
+    names = [set(judge.gpu_checks("sm_120", level, ["torchvision", "torchaudio"])) for level in judge.LEVELS[1:]]
+    assert names[0] < names[1] < names[2]
+    assert judge.gpu_checks("sm_120", "static") == []
+    assert judge.includes("full", "full")
+    assert not judge.includes("quick", "full")
+
+
+@pytest.mark.parametrize(("sm", "version", "asked"), [("sm_86", "2.9.1", False), ("sm_89", "2.9.1+cu128", True)])
+def test_fp8_is_asked_for_where_the_hardware_has_it(sm, version, asked):
+    assert ("gpu.matmul_fp8" in judge.gpu_checks(sm, "full", torch_version=version)) is asked
+
+
+def test_fp8_is_not_asked_of_a_torch_that_lacks_it():
+    assert "gpu.matmul_fp8" not in judge.gpu_checks("sm_90", "full", torch_version="2.0.1+cu118")
+
+
+def test_kernels_of_companions_belong_to_environments_that_have_them():
+    assert "gpu.torchvision_nms" not in judge.gpu_checks("sm_90", "full", ["torchaudio"])
+
+
+def test_nothing_for_several_gpus_is_asked_of_one():
+    assert judge.host_checks("full", ["sm_90"]) == ["torch.compile"]
+    assert judge.host_checks("full", ["sm_61", "sm_61"]) == ["gpus.peer", "gpus.all_reduce"]
+    assert judge.host_checks("quick", ["sm_90", "sm_90"]) == []
+
+
+def test_the_highest_level_of_which_all_passed_is_proven():
+    checks = [judge.passed(name, "") for name in ("torch.import", "driver.init", "gpu.copy", "gpu.memory")]
+    assert judge.proven("stress", checks) == "full"
+    assert judge.proven("full", [*checks, judge.failed("gpu.copy", "wrong_result", "")]) == "static"
+    assert judge.proven("full", [*checks, judge.not_run("torch.version", "stopped", "")]) is None
+    assert judge.proven("static", checks) is None
+
+
+@pytest.mark.parametrize(
+    ("record", "limit"),
+    [
+        ({"event": "begin", "id": "gpu.copy", "gpu": "0000:01:00.0"}, 60),
+        ({"event": "begin", "id": "gpu.burn", "gpu": "0000:01:00.0"}, 360),
+        ({"event": "begin", "id": "torch.compile", "gpu": None}, 120),
+        ({"event": "begin", "id": "torch.devices", "gpu": None}, 60),
+        ({"event": "begin", "id": "driver.init", "gpu": None}, 60),
+        ({"event": "begin", "id": "torch.import", "gpu": None}, None),
+        ({"event": "begin", "id": "companion.torchvision", "gpu": None}, None),
+        ({"event": "check", "id": "gpu.copy", "gpu": "0000:01:00.0"}, None),
+        ({"event": "end"}, 60),
+        ({"event": []}, None),
+    ],
+)
+def test_what_touches_a_gpu_has_a_limit(record, limit):
+    assert judge.step_limit(record, 60, 300) == limit
+
+
+def bandwidth(link, to_gpu=50.0, from_gpu=50.0):
+    check = judge.passed("gpu.bandwidth", "measured", to_gpu_gb_s=to_gpu, from_gpu_gb_s=from_gpu)
+    return judge.with_observations([check], {"link": link} if link is not None else {})[0]
+
+
+@pytest.mark.parametrize(
+    ("link", "slower", "status"),
+    [
+        ([5, 16], 55.0, "passed"),
+        ([5, 16], 37.0, "failed"),  # 60 % of 63 GB/s are 37.8
+        ([4, 16], 19.0, "passed"),
+        ([4, 16], 15.0, "failed"),  # half of the lanes somewhere on the way
+        ([3, 4], 2.4, "passed"),
+    ],
+)
+@pytest.mark.failure("slow_link")
+def test_bandwidth_is_judged_by_what_the_link_carries_in_both_directions(link, slower, status):
+    for check in (bandwidth(link, to_gpu=slower, from_gpu=60.0), bandwidth(link, to_gpu=60.0, from_gpu=slower)):
+        assert (check["status"], check["code"]) == (status, None if status == "passed" else "slow_link")
+        assert f"generation {link[0]}, {link[1]} lanes" in check["evidence"]
+
+
+@pytest.mark.parametrize("link", [None, [0, 16], [9, 16], [4, 0], "fast", []])
+def test_bandwidth_over_a_link_that_is_not_known_is_only_reported(link):
+    check = bandwidth(link, to_gpu=0.1)
+    assert check["status"] == "passed"
+    assert "not known" in check["evidence"]
+
+
+@pytest.mark.failure("ecc_uncorrected")
+def test_errors_of_the_memory_fail_the_last_check_that_passed():
+    checks = [judge.passed("gpu.memory", ""), judge.not_run("gpu.burn", "stopped", "")]
+    seen = judge.with_observations(checks, {"uncorrected_ecc_errors": 2})
+    assert [(check["status"], check["code"]) for check in seen] == [
+        ("failed", "ecc_uncorrected"),
+        ("not_run", "stopped"),
+    ]
+
+
+def test_several_processes_tell_the_worst_of_what_one_told():
+    good, bad, left = judge.passed("a", "fine"), judge.failed("a", "crashed", "died"), judge.not_run("a", "stopped", "")
+    assert judge.joined("gpus.all_reduce", [good, left, bad])["evidence"] == "died"
+    assert judge.joined("gpus.all_reduce", [good, left])["status"] == "not_run"
+    assert judge.joined("gpus.all_reduce", [good, good])["status"] == "passed"
