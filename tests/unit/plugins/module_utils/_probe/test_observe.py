@@ -595,6 +595,19 @@ def test_who_computes_is_told_with_the_gpus(debian, answers):
     ]
 
 
+def test_what_harms_cuda_is_told_of_files_and_of_those_who_compute(debian, answers):
+    answers["nvml"] = _nvml({**RTX_5070, "compute_pids": [812]})
+    debian.gpu(driver="nvidia").loaded().process(812, "python").process(813, "python")
+    for pid in (812, 813):
+        debian.file(f"/proc/{pid}/environ", "HOME=/root\0CUDA_LAUNCH_BLOCKING=1\0")
+    debian.file("/etc/profile.d/cuda.sh", "export CUDA_VISIBLE_DEVICES=0\n")
+    seen = observe(debian.host(), Request())["runtime"]["breaking"]
+    assert [(row["where"], row["name"], row["value"]) for row in seen] == [
+        ("/etc/profile.d/cuda.sh", "CUDA_VISIBLE_DEVICES", "0"),
+        ("process 812 (python)", "CUDA_LAUNCH_BLOCKING", None),
+    ]
+
+
 FELL_OFF = (
     "4,1,1000000,-;NVRM: Xid (PCI:0000:02:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n"
 )
