@@ -30,7 +30,7 @@ class Failure(NamedTuple):
         """How its code is known to be given: on a real GPU, by a simulated driver, or by unit tests alone."""
         if self.code in ON_GPU:
             return "gpu"
-        return "stub" if self.code in BY_STUB else "unit"
+        return "unit" if self.code in BY_UNIT else "stub"
 
 
 _INSPECT = (
@@ -430,7 +430,7 @@ _WORDS = (
 
 _HEADERS = "cuda.h and driver_types.h of CUDA 13.0"
 _NVML_HEADER = "nvml.h (nvidia-ml-py 13.615)"
-_PROOF = "gpufleet.workstation"
+_PROOF = "this collection"
 # Where more than the header's comment is behind the cause.
 _SOURCES = {
     "cuda_46": "cuda.h; CUDA C Programming Guide, compute modes",
@@ -474,8 +474,19 @@ _BY_WORDS: dict[str, Failure] = {}
 for _row in TABLE.values():
     if _row.code.startswith("cuda_"):
         _BY_WORDS.setdefault(_row.title.partition(": ")[2].lower(), _row)
-ON_GPU: frozenset[str] = frozenset()
-BY_STUB: frozenset[str] = frozenset()
+# What the tests' markers say (tests/unit/test_failures_table.py compares): all others are brought about by a simulated driver.
+_ON_GPU = """
+arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda_222 cuda_500 cuda_700 cuda_716 gpu_missing timed_out
+wrong_result wrong_version
+"""
+_BY_UNIT = """
+arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden devices_hidden driver_not_loaded_yet
+ecc_uncorrected ended_early failed garbage gpu_not_started headers_missing import_failed no_account no_device_nodes no_driver no_gpu
+no_start noexec not_installed outside rocm_build shadowed_driver shadowed_library slow_link stopped torch_misses_gpu triton_missing
+wrong_index xid
+"""
+ON_GPU = frozenset(_ON_GPU.split())
+BY_UNIT = frozenset(_BY_UNIT.split()) | {f"cuda_{row[0]}" for row in _RUNTIME_API}
 
 
 def cuda_failure(number: int | None, text: str) -> Failure | None:

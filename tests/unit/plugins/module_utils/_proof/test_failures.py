@@ -149,6 +149,14 @@ def is_text(node):
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and " " in str(node.value))
 
 
+def test_every_word_is_given_to_a_check_somewhere():
+    constants = {node.value for tree in proof_sources() for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    words = {code for code in failures.TABLE if not code.rpartition("_")[2].isdecimal()}
+    assert (
+        words - constants - {"import_failed", "damaged_library", "damaged_driver", "library_missing"} == set()
+    )  # code_of gives these
+
+
 @pytest.mark.parametrize("code", ["cuda_12345", "nvml_777"])
 def test_a_number_that_is_newer_than_the_table_names_where_to_look(code):
     assert code.split("_")[1] in failures.remedy(code)
