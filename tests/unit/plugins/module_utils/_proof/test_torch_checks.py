@@ -161,6 +161,7 @@ def test_a_product_that_is_not_computed_again_is_found(monkeypatch):
 # ---- the compiler ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("triton_missing", "compiler_missing", "headers_missing")
 def test_what_the_compiler_lacks_is_named_in_the_order_in_which_it_is_needed(monkeypatch, tmp_path):
     def code():
         problem = torch_checks.compiler_problem()
