@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import Any, Iterable, Mapping, Sequence
 
-from . import driver
-from .host import Host
+from . import driver, sysfs, system
+from .host import Host, Unreadable
 
+SILENT = "the PCI bus still lists it, but it reads as 0xffff"
 PATH = "/var/lib/gpufleet/gpus.json"
 SCHEMA = 1
 _FELL_OFF = 79  # Xid: GPU has fallen off the bus
@@ -107,3 +108,28 @@ def missing(
             }
         )
     return found
+
+
+def missing_now(host: Host, shown: Sequence[Gpu]) -> list[dict[str, Any]]:
+    """Return the missing GPUs as far as the bus and those that CUDA shows ({pci_address, uuid, name}) tell, without NVML and the log."""
+    known = {gpu["pci_address"]: gpu for gpu in shown}
+    rows = []
+    for gpu in sysfs.pci_gpus(host, []) or []:
+        rows.append({**gpu, **known.pop(gpu["pci_address"], {}), "lost": None if gpu["answers"] else SILENT})
+    rows += [{**gpu, "lost": None} for gpu in known.values()]
+    booted_at = system.booted_at(host)
+    when = system.utc(booted_at) if booted_at is not None else None
+    return missing(read(host, driver.journal(host)), rows, (), when, system.boot_id(host))
+
+
+def remembered(host: Host, proven: Sequence[Gpu], at: str, boot_id: str) -> dict[str, Any]:
+    """What to keep at PATH after a proof of these GPUs has passed: those, and the others that were remembered and still are there."""
+    on_bus = {gpu["pci_address"]: gpu for gpu in sysfs.pci_gpus(host, []) or []}
+    rows = [{**on_bus.get(gpu["pci_address"], {}), **gpu} for gpu in proven]
+    addresses = {gpu["pci_address"] for gpu in proven}
+    try:
+        before = absent(read(host, driver.journal(host))["gpus"], rows)
+    except (ValueError, Unreadable):  # what cannot be read is replaced
+        before = []
+    gone = absent(before, [gpu for address, gpu in on_bus.items() if address not in addresses])
+    return document([*rows, *(gpu for gpu in before if gpu not in gone)], at, boot_id)

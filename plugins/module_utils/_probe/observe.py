@@ -360,7 +360,7 @@ def _gpus(
         unserved = bool(nvml and not told and on_bus.get("kernel_driver") in (None, "nvidia"))
         lost = None
         if not on_bus.get("answers", True):
-            lost = "the PCI bus still lists it, but it reads as 0xffff"
+            lost = expected.SILENT
         elif told.get("lost") or (unserved and (nvml.get("lost") or address in fell)):
             lost = "the driver says that it is lost"
         gpus.append(

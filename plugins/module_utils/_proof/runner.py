@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-from .._probe import proc, sysfs
+from .._probe import expected, proc, sysfs
 from .._probe.host import Host, Unreadable
 from . import causes, driver_kernel, judge, torch_checks, watch
 from .child import KILL_PATIENCE, Account, AccountError, Child, Nursery, choose_account
@@ -55,6 +55,7 @@ class Driver:
         self.outcome = judge.Outcome([], None)
         self.gpus: list[dict[str, Any]] = []  # those that CUDA shows and that were asked for
         self.missing: list[str] = []  # addresses that were asked for, or that the kernel module serves, and CUDA lacks
+        self.gone: list[str] = []  # GPUs that were proven here before and are not there now, each in a sentence
         self.skipped: dict[str, tuple[str, str]] = {}  # by address: why a GPU was left alone
         self.shared: dict[str, tuple[str, str]] = {}  # by address: why only what disturbs nobody runs on a GPU
 
@@ -257,6 +258,7 @@ def _try_driver(nursery: Nursery, settings: Settings, account: Account, deadline
     driver = Driver()
     driver.absent = driver_absent(host)
     if driver.absent is not None:
+        driver.gone = _gone(settings, driver, host)
         return driver
     now = time.monotonic()
     # NVML, which is asked first, can hang as well: all of it together gets what a step gets.
@@ -271,6 +273,7 @@ def _try_driver(nursery: Nursery, settings: Settings, account: Account, deadline
     )
     nursery.run_until(lambda: child.done or _shown(child) is not None)
     driver.gpus = _shown(child) or []
+    driver.gone = _gone(settings, driver, host)
     _choose(driver, settings, child, host)
     chosen = [gpu["pci_address"] for gpu in driver.gpus if gpu["pci_address"] not in driver.skipped]
     driver.outcome = _finish(nursery, [(child, {"gpus": chosen})])[0]
@@ -330,6 +333,14 @@ def _choose(driver: Driver, settings: Settings, child: Child, host: Host) -> Non
         processes = _computing(gpu.get("processes"), host, [os.getpid(), child.pid or 0])
         if processes:
             used[gpu["pci_address"]] = ("busy", f"in use by {', '.join(processes[:5])}")
+
+
+def _gone(settings: Settings, driver: Driver, host: Host) -> list[str]:
+    """The GPUs that should be here and are not, each in a sentence. Who names GPUs means those alone."""
+    try:
+        return [gpu["text"] for gpu in expected.missing_now(host, driver.gpus)] if settings.gpus is None else []
+    except (OSError, ValueError, Unreadable):  # gpu_info says what cannot be read
+        return []
 
 
 def _served(host: Host) -> list[str]:
@@ -464,8 +475,10 @@ def _checks_of_several(
 
 def _host_checks(outcome: judge.Outcome, driver: Driver) -> list[judge.Check]:
     names = ("driver.init", "driver.gpus", "driver.end", "torch.devices")
+    gone = judge.failed("driver.gpus", "gpu_missing", "; ".join(driver.gone)) if driver.gone else None
     if driver.absent is not None:
-        return [judge.not_run(name, *driver.absent) for name in names]
+        checks = [judge.not_run(name, *driver.absent) for name in names]
+        return [gone if gone and check["id"] == gone["id"] else check for check in checks]
     init = judge.from_records(driver.outcome, ["driver.init"])[0]
     end = _end_check("driver.end", driver.outcome)
     if init["status"] != "passed":
@@ -473,7 +486,9 @@ def _host_checks(outcome: judge.Outcome, driver: Driver) -> list[judge.Check]:
             judge.not_run(name, "stopped", "the driver did not start") for name in ("driver.gpus", "torch.devices")
         )
         return [init, seen, end, devices]
-    if driver.missing:
+    if gone:
+        seen = gone
+    elif driver.missing:
         seen = judge.failed("driver.gpus", "gpu_missing", f"CUDA does not show {', '.join(driver.missing)}")
     elif not driver.gpus:
         seen = judge.failed("driver.gpus", "gpu_missing", "CUDA shows no GPU")

@@ -20,7 +20,7 @@ import stat
 import time
 from typing import Any, Callable, Mapping, Sequence
 
-from .._probe import child, driver, nvml, proc, system
+from .._probe import child, driver, expected, nvml, proc, system
 from .._probe.host import Host, Unreadable
 from . import judge
 
@@ -343,17 +343,24 @@ def _trust(host: Host, path: str, what: str, kind: Callable[[int], bool]) -> Non
 
 
 def write(host: Host, stamp: Document) -> None:
-    """Put a stamp in place in one step that survives a power loss. Raises NoStamp and OSError."""
+    """Put a stamp in place, and before it which GPUs passed, each in one step that survives a power loss. Raises NoStamp and OSError."""
     path = _path(checked(stamp, stamp["environment"])["environment"])
     for folder in (os.path.dirname(FOLDER), FOLDER):
         with contextlib.suppress(FileExistsError):
             os.mkdir(host.root + folder, 0o755)
     _trust(host, FOLDER, "directory", stat.S_ISDIR)
+    gpus = [gpu for gpu in stamp["gpus"] if gpu["verdict"] == "passed"]
+    if stamp["verdict"] == "passed" and gpus:  # one that is gone later is missing, not absent
+        _put(host, expected.PATH, expected.remembered(host, gpus, stamp["proven_at"], stamp["boot_id"]))
+    _put(host, path, stamp)
+
+
+def _put(host: Host, path: str, content: Document) -> None:
     final = host.root + path
     scratch = f"{final}.{os.getpid()}"
     try:
         with open(scratch, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            json.dump(stamp, file, indent=2, sort_keys=True)
+            json.dump(content, file, indent=2, sort_keys=True)
             file.flush()
             os.fchmod(file.fileno(), 0o644)  # whatever the umask
             os.fsync(file.fileno())
@@ -362,7 +369,7 @@ def write(host: Host, stamp: Document) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(scratch)
         raise
-    _sync(host)
+    _sync(host, path)
 
 
 def forget(host: Host, name: str) -> None:
@@ -371,11 +378,11 @@ def forget(host: Host, name: str) -> None:
         os.unlink(host.root + _path(name))
     except FileNotFoundError:
         return
-    _sync(host)
+    _sync(host, _path(name))
 
 
-def _sync(host: Host) -> None:
-    folder = os.open(host.root + FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(host: Host, path: str) -> None:
+    folder = os.open(host.root + os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:

@@ -137,3 +137,34 @@ def test_what_was_proven_is_remembered_and_read_again(debian):
 )
 def test_without_a_proof_the_journal_of_the_driver_tells(debian, journal, gpus):
     assert expected.read(debian.host(), journal)["gpus"] == gpus
+
+
+@pytest.fixture
+def proven_host(debian):
+    """A host with a GPU on its bus that remembers three."""
+    debian.gpu("0000:01:00.0", "2f04").file("/proc/uptime", "100.0 1.0\n")
+    rows = [_gpu(1, "a"), _gpu(2, "b", "2204"), _gpu(3, "c", "1b80")]
+    debian.file("/var/lib/gpufleet/gpus.json", json.dumps(expected.document(rows, SEEN, BOOT)))
+    return debian
+
+
+def test_without_nvml_the_bus_and_cuda_tell_what_is_missing(proven_host):
+    shown = [{"pci_address": "0000:03:00.0", "uuid": "c", "name": "GTX 1080"}]  # the bus is not shown in full
+    assert [row["uuid"] for row in expected.missing_now(proven_host.host(), shown)] == ["b"]
+    proven_host.file("/sys/bus/pci/devices/0000:01:00.0/config", b"\xff\xff\xff\xff")
+    lost, gone = expected.missing_now(proven_host.host(), shown)
+    assert (lost["pci_address"], lost["since_what"], gone["uuid"]) == ("0000:01:00.0", "after", "b")
+
+
+def test_a_proof_that_passed_is_remembered_with_the_others_that_are_still_there(proven_host):
+    proven_host.gpu("0000:03:00.0", "1b80")
+    proven = [{"pci_address": "0000:01:00.0", "uuid": "a", "name": "RTX 5070", "verdict": "passed"}]
+    kept = expected.remembered(proven_host.host(), proven, FELL, "x")
+    assert (kept["seen_at"], kept["boot_id"]) == (FELL, "x")
+    assert [(gpu["uuid"], gpu["pci_device_id"]) for gpu in kept["gpus"]] == [("a", "2f04"), ("c", "1b80")]
+
+
+def test_a_memory_that_cannot_be_read_is_replaced(proven_host):
+    proven_host.file("/var/lib/gpufleet/gpus.json", "{")
+    proven = [{"pci_address": "0000:01:00.0", "uuid": "a", "name": "RTX 5070"}]
+    assert [gpu["uuid"] for gpu in expected.remembered(proven_host.host(), proven, FELL, "x")["gpus"]] == ["a"]

@@ -146,6 +146,7 @@ def test_a_library_of_another_place_is_a_failure_where_the_environment_has_its_o
         shutil.rmtree(outside)
 
 
+@pytest.mark.failure("cpu_build")
 def test_a_version_without_a_tag_accepts_every_cuda_build_but_no_cpu_build(environment):
     expect = {"torch": "2.9.1"}
     assert static(environment, expect=expect)["verdict"] == "passed"
@@ -175,6 +176,7 @@ def test_torch_from_outside_the_environment_does_not_pass(environment):
         elsewhere.rmdir()
 
 
+@pytest.mark.failure("arch_unknown")
 def test_without_a_known_gpu_the_architecture_is_not_proven(environment):
     result = static(environment, sm=[])
     assert result["verdict"] == "not_run"
@@ -211,6 +213,7 @@ def test_a_link_to_the_release_is_followed_before_python_starts(environment):
 # ---- processes that misbehave ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("timed_out")
 @pytest.mark.parametrize(
     "more",
     [
@@ -230,6 +233,7 @@ def test_what_does_not_end_is_killed_at_the_limit_and_named(environment, more):
     assert not processes_with(environment.python)
 
 
+@pytest.mark.failure("crashed")
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGKILL"])
 def test_a_crash_is_named_by_its_signal(environment, name):
     environment.torch(f"import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.{name})")
@@ -334,6 +338,7 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.failure("unkillable")
 def test_a_process_that_cannot_be_killed_is_reported_and_not_waited_for(environment, monkeypatch):
     environment.torch("import time; time.sleep(3600)")
     monkeypatch.setattr(child, "KILL_PATIENCE", 0.3)
@@ -568,6 +573,7 @@ def test_a_driver_that_hangs_is_killed_and_the_static_checks_still_count(quick):
     assert check(result, "python.end")["status"] == "passed"
 
 
+@pytest.mark.failure("busy")
 def test_a_gpu_in_use_is_left_alone_and_not_passed(quick, monkeypatch):
     result = quick(processes=[os.getpid()])
     assert [gpu["verdict"] for gpu in result["gpus"]] == ["not_run", "passed"]
@@ -601,6 +607,7 @@ def remember(root, monkeypatch, *addresses):
     monkeypatch.setattr(expected, "PATH", str(path))
 
 
+@pytest.mark.failure("gpu_missing")
 def test_a_gpu_that_was_proven_here_before_and_is_gone_fails(quick, tmp_path, monkeypatch):
     remember(tmp_path, monkeypatch, FIRST, SECOND, "0000:41:00.0")
     result = quick()
@@ -803,6 +810,7 @@ def test_without_a_gpu_quick_is_not_run_and_static_still_counts(environment, tmp
     assert "no NVIDIA GPU" in result["reason"]
 
 
+@pytest.mark.failure("gpu_missing")
 def test_a_host_whose_only_gpu_is_gone_is_not_one_without_a_gpu(environment, tmp_path, monkeypatch):
     host = made_up_host(tmp_path, ("/proc/uptime", "100.0 1.0\n"))
     remember(tmp_path, monkeypatch, FIRST)

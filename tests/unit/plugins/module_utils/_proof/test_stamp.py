@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import expected
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, stamp
 
@@ -320,6 +321,32 @@ def test_a_kept_verdict_is_complete_and_readable_by_everybody(host: Host) -> Non
     assert (document["release"], document["boot_id"], document["driver"]) == ("r1", "boot-1", None)
     with open(path, encoding="utf-8") as file:
         assert json.load(file) == document
+
+
+def kept_gpus(host: Host) -> dict[str, Any]:
+    with open(host.root + expected.PATH, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def test_the_gpus_that_passed_are_remembered_with_when(host: Host) -> None:
+    stamp.write(host, stamped())
+    kept = kept_gpus(host)
+    assert [(gpu["uuid"], gpu["pci_address"], gpu["name"]) for gpu in kept["gpus"]] == [
+        tuple(GPU[key] for key in ("uuid", "pci_address", "name"))
+    ]
+    assert (kept["seen_at"], kept["boot_id"]) == (stamped()["proven_at"], stamped()["boot_id"])
+    assert expected.read(host, None) == kept
+    assert os.stat(host.root + expected.PATH).st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "document", [stamped(WRONG), stamped(level="static"), stamped(BUSY)], ids=["failed", "static", "busy"]
+)
+def test_what_did_not_pass_on_a_gpu_changes_nothing_of_what_is_remembered(host: Host, document: dict[str, Any]) -> None:
+    stamp.write(host, stamped())
+    before = kept_gpus(host)
+    stamp.write(host, document)
+    assert kept_gpus(host) == before
 
 
 @pytest.mark.parametrize(
