@@ -97,6 +97,22 @@ def test_every_architecture_of_the_host_must_be_covered():
     assert "sm_86, sm_90" in arch["evidence"]  # sm_75 is another major version, and sm_90a is not code for every 9.0
 
 
+@pytest.mark.failure("arch_unknown")
+def test_what_gpus_need_that_nobody_named_is_not_guessed():
+    checks, _torch, _companions = judge.static_checks(judge.Outcome(static_records(), None), EXPECT, [])
+    arch = next(check for check in checks if check["id"] == "torch.arch")
+    assert (arch["status"], arch["code"]) == ("not_run", "arch_unknown")
+    assert "sm_120" in arch["evidence"]
+
+
+@pytest.mark.failure("stopped")
+def test_what_comes_after_a_failure_did_not_run_and_names_it():
+    records = [told("a", status="failed"), told("c")]
+    checks = judge.from_records(judge.Outcome(records, None), ["a", "b", "c"])
+    assert [check["status"] for check in checks] == ["failed", "not_run", "passed"]
+    assert (checks[1]["code"], checks[1]["evidence"]) == ("stopped", "a failed before it")
+
+
 def test_the_code_that_serves_is_named_and_ptx_is_listed_apart():
     checks, _torch, _companions = judge.static_checks(judge.Outcome(static_records(), None), EXPECT, ["sm_121"])
     arch = next(check for check in checks if check["id"] == "torch.arch")
