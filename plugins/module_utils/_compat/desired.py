@@ -532,7 +532,7 @@ def _variable(where: str, name: t.Any, value: t.Any) -> str:
                 "process that forks after using it then deadlocks. A process that never forks can set it for itself"
             )
         return str(matrix.TOKENIZERS["written"])
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int)):  # of a fraction YAML may have dropped a zero
         raise InvalidDesired(f"{where}: the value of {name} must be a string in quotes, not {_shown(value)}")
     text = str(value)
     problem = _value_problem(name, text)

@@ -210,6 +210,7 @@ def test_a_switch_given_on_the_command_line_is_a_switch(word: Any) -> None:
         (variables(A=""), "value of A"),
         (variables(A=True), "string in quotes"),
         (variables(A=["x"]), "string in quotes"),
+        (variables(A=3.1), "string in quotes"),
         ({"proof": {"level": "paranoid"}}, "gpu_proof_level .*static, quick"),
         ({"proof": {"time_limit": -1}}, "gpu_proof_time_limit"),
         ({"proof": {"max_age": -1}}, "gpu_proof_max_age"),
