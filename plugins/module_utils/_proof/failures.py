@@ -480,9 +480,9 @@ arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda
 wrong_result wrong_version
 """
 _BY_UNIT = """
-arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden devices_hidden driver_not_loaded_yet
+arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden devices_hidden
 ecc_uncorrected ended_early failed garbage gpu_not_started headers_missing import_failed no_account no_device_nodes no_driver no_gpu
-no_start noexec not_installed outside rocm_build shadowed_driver shadowed_library slow_link stopped torch_misses_gpu triton_missing
+no_start noexec not_installed outside rocm_build shadowed_library slow_link stopped torch_misses_gpu triton_missing
 wrong_index xid
 """
 ON_GPU = frozenset(_ON_GPU.split())

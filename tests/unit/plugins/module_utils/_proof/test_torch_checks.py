@@ -161,40 +161,6 @@ def test_a_product_that_is_not_computed_again_is_found(monkeypatch):
 # ---- the compiler ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.failure("triton_missing", "compiler_missing", "headers_missing")
-def test_what_the_compiler_lacks_is_named_in_the_order_in_which_it_is_needed(monkeypatch, tmp_path):
-    def code():
-        problem = torch_checks.compiler_problem()
-        return problem and (problem.code, isinstance(problem, torch_checks.NotRun))
-
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch_checks.importlib.util, "find_spec", lambda name: None)
-    assert code() == ("triton_missing", False)
-    monkeypatch.setattr(torch_checks.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch_checks.shutil, "which", lambda name: None)
-    assert code() == ("compiler_missing", True)
-    monkeypatch.setattr(torch_checks.shutil, "which", lambda name: "/usr/bin/" + name)
-    monkeypatch.setattr(torch_checks.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
-    assert code() == ("headers_missing", True)
-    (tmp_path / "Python.h").touch()
-    assert code() is None
-
-
-@pytest.mark.failure("noexec")
-def test_a_folder_from_which_nothing_may_be_loaded_is_named(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(torch_checks.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch_checks.shutil, "which", lambda name: "/usr/bin/" + name)
-    monkeypatch.setattr(torch_checks.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
-    assert torch_checks.compiler_problem() is None
-    monkeypatch.setattr(torch_checks.os, "statvfs", lambda path: type("State", (), {"f_flag": os.ST_NOEXEC}))
-    problem = torch_checks.compiler_problem()
-    assert problem.code == "noexec"
-    assert str(tmp_path) in str(problem)
-
-
 def test_a_compiled_function_is_compared_and_its_own_error_is_kept(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: lambda x, y: function(x, y) * 1.001)
     with pytest.raises(torch_checks.WrongResult, match="compiled function"):
@@ -220,18 +186,3 @@ def test_a_function_of_the_script_can_be_compiled_although_it_has_no_file():
         command, input=source, capture_output=True, text=True, env=dict(os.environ, HOME="/nonexistent")
     )
     assert "compiled function: 384 values" in done.stdout, done.stderr[-2000:]
-
-
-# ---- GPUs -----------------------------------------------------------------------------------------------------------
-
-SEEN = {"index": 0, "name": "NVIDIA GeForce RTX 5070", "sm": "sm_120"}
-
-
-@pytest.mark.failure("torch_misses_gpu")
-@pytest.mark.parametrize("device", [None, {**SEEN, "name": "NVIDIA GeForce RTX 4090"}, {**SEEN, "sm": "sm_89"}])
-def test_a_gpu_that_torch_sees_otherwise_than_the_driver_is_no_gpu_to_prove_on(device):
-    gpu = {"pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070", "sm": "sm_120"}
-    with pytest.raises(torch_checks.Failed) as raised:
-        torch_checks.check_identity(device, gpu)
-    assert raised.value.code == "torch_misses_gpu"
-    assert torch_checks.check_identity(SEEN, gpu)[0] == "torch device 0 is NVIDIA GeForce RTX 5070, sm_120"
