@@ -87,7 +87,7 @@ options:
     description:
       - PCI addresses of the GPUs to prove, for example V(0000:01:00.0). Without it, all.
       - A GPU that is named here and that CUDA does not show is a failure. So is, without this option, one that the kernel
-        module serves and CUDA does not show.
+        module serves and CUDA does not show, and one that passed on this host before (O(stamp)) and is gone.
     type: list
     elements: str
   when_busy:
@@ -121,6 +121,8 @@ options:
       - Keep the verdict of each environment on the host, in C(/var/lib/gpufleet/proof/<name>.json), with everything that it holds
         for, release, driver, boot, GPUs and time. Only root can do that, and only for a release of this collection's environments.
       - What was kept before is deleted before the proof starts, so that one that dies leaves nothing. Never in check mode.
+      - The GPUs that passed are remembered in C(/var/lib/gpufleet/gpus.json). One that is gone later is missing, for this module and for
+        M(gpufleet.workstation.gpu_info). Where O(gpus) names those that count, what is gone is forgotten.
       - A stamp is no change of the host.
     type: bool
     default: false

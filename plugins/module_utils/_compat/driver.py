@@ -161,7 +161,7 @@ def _refuse_missing_gpus(host: Host, wanted: Desired, notes: Notes) -> None:
     """A host whose GPUs are not all there is not planned from what is left."""
     if wanted.driver.state == "absent" or not {"driver", "proof"} & set(wanted.steps):
         return
-    missing = host.missing_gpus()
+    missing = host.missing_gpus(wanted.driver.gpus_exclude)
     if missing and wanted.driver.accept_missing_gpus:
         notes.warn(f"{'; '.join(missing)}; nvidia_driver_accept_missing_gpus says that this is meant.")
     elif missing:
@@ -174,7 +174,7 @@ def gpus_missing(missing: t.Sequence[str]) -> tuple[str, str, str]:
         "gpu_missing",
         "; ".join(missing),
         "Switch the machine off and on, which brings back what fell off the bus for once; else check seat, power and lspci -d 10de:."
-        " If it was taken out, set nvidia_driver_accept_missing_gpus: true.",
+        " If it was taken out, set nvidia_driver_accept_missing_gpus: true; to go on without it, name it in nvidia_driver_gpus_exclude.",
     )
 
 

@@ -138,7 +138,7 @@ _SHAPE: dict[str, t.Any] = {
         "disk": {"*": {"free_mib": _NUMBER, "free_inodes": _NUMBER, "file_system": _TEXT}},
         "clock_synchronized": _FLAG,
         "locks": [{"path": _TEXT, "holder": _TEXT}],
-        "missing_gpus": [{"text": _TEXT}],
+        "missing_gpus": [{"pci_address": _TEXT, "text": _TEXT}],
         "xid": [
             {
                 "pci_address": _TEXT,
@@ -435,10 +435,10 @@ class Host:
         """Names of the packages that we hold or lock; every other hold is the user's."""
         return frozenset(_list(self.journal.get("holds")))
 
-    def missing_gpus(self) -> list[str]:
-        """GPUs that should be here and are not, each in a sentence."""
-        rows = _list(_mapping(self.observation.get("health")).get("missing_gpus"))
-        return [str(_mapping(row).get("text")) for row in rows]
+    def missing_gpus(self, excluded: t.Sequence[str] = ()) -> list[str]:
+        """GPUs that should be here and are not, each in a sentence; not those that are none of our business."""
+        rows = [_mapping(row) for row in _list(_mapping(self.observation.get("health")).get("missing_gpus"))]
+        return [str(row.get("text")) for row in rows if row.get("pci_address") not in excluded]
 
     def observed_gpus(self) -> list[t.Mapping[str, t.Any]]:
         """The GPUs as they were observed, with their health."""

@@ -130,8 +130,8 @@ def _choose_gpus(host: Host, wanted: Desired, knowledge: Knowledge, notes: Notes
                 "no GPU is left of those the host has",
                 "Shorten nvidia_driver_gpus_exclude, or unbind vfio-pci.",
             )
-        elif host.missing_gpus():
-            refusal = gpus_missing(host.missing_gpus())
+        elif host.missing_gpus(wanted.driver.gpus_exclude):
+            refusal = gpus_missing(host.missing_gpus(wanted.driver.gpus_exclude))
         else:
             refusal = (
                 "no_gpu",
@@ -265,9 +265,15 @@ def _plan(
         "warnings": notes.warnings,
         "pending": [] if notes.refusals else notes.pending,
         "steps": list(wanted.steps),
-        # Where a GPU is left out of the plan it is left out of the proof; elsewhere every GPU that CUDA shows has to pass.
-        "proof": {**wanted.proof, "gpus": [gpu.address for gpu in gpus] if wanted.driver.gpus_exclude else None},
+        # Where a GPU is left out of the plan it is left out of the proof; elsewhere every GPU has to pass that CUDA shows or that
+        # passed here before.
+        "proof": {**wanted.proof, "gpus": [gpu.address for gpu in gpus] if _names_gpus(wanted) else None},
     }
+
+
+def _names_gpus(wanted: Desired) -> bool:
+    """Whether the proof is of these GPUs alone, whatever else was or is there."""
+    return bool(wanted.driver.gpus_exclude or wanted.driver.accept_missing_gpus)
 
 
 def _gpu(gpu: Gpu, stacks: list[Stack], position: int) -> dict[str, t.Any]:

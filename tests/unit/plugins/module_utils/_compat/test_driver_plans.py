@@ -410,6 +410,13 @@ def test_a_host_with_a_missing_gpu_is_not_planned_from_what_is_left(full: Make, 
     plan = resolve(observation, accepted)
     assert plan["feasible"]
     assert any(warning.startswith(MISSING) for warning in plan["warnings"])
+    assert plan["proof"]["gpus"] == ["0000:01:00.0"]  # and so the next proof forgets what is not there
+    observation["health"]["missing_gpus"][0]["pci_address"] = "0000:02:00.0"
+    without = resolve(
+        observation, {"driver": {**desired["driver"], "gpus_exclude": ["0000:02:00.0"]}, "steps": ["driver"]}
+    )
+    assert without["feasible"]
+    assert MISSING not in " ".join(without["warnings"])
     assert resolve(observation, {"driver": {"state": "absent"}, "steps": ["driver"]})["feasible"]
 
 
