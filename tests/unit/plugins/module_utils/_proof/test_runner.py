@@ -69,25 +69,22 @@ def test_an_environment_as_expected_passes_with_all_its_facts(environment):
     [
         pytest.param(*case, marks=pytest.mark.failure(case[2]))
         for case in [
-            pytest.param(*case, marks=pytest.mark.failure(case[2]))
-            for case in [
-                ("__version__ = '2.9.0+cu128'", "torch.version", "wrong_version", "2.9.0+cu128"),
-                ("__version__ = '2.9.1+cu126'; version.cuda = '12.6'", "torch.version", "wrong_index", "2.9.1+cu126"),
-                ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.version", "cpu_build", "2.9.1+cpu"),
-                ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.cuda", "cpu_build", "CPU-only"),
-                ("version.cuda = None; version.hip = '6.4'", "torch.cuda", "rocm_build", "ROCm 6.4"),
-                ("version.cuda = '12.6'", "torch.cuda", "wrong_version", "12.6"),
-                ("_C._cuda_getArchFlags = lambda: 'sm_80 sm_90 compute_90'", "torch.arch", "arch_missing", "sm_120"),
-                ("_C._cuda_getArchFlags = lambda: 'sm_120a'", "torch.arch", "arch_missing", "sm_120a"),
-                (
-                    "raise OSError('libcudart.so.12: cannot open shared object file')",
-                    "torch.import",
-                    "import_failed",
-                    "libcudart",
-                ),
-                ("import torch_that_is_absent", "torch.import", "import_failed", "torch_that_is_absent"),
-                ("Matrix.tolist = lambda self: [[7.0]]", "torch.cpu", "wrong_result", "wrong"),
-            ]
+            ("__version__ = '2.9.0+cu128'", "torch.version", "wrong_version", "2.9.0+cu128"),
+            ("__version__ = '2.9.1+cu126'; version.cuda = '12.6'", "torch.version", "wrong_index", "2.9.1+cu126"),
+            ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.version", "cpu_build", "2.9.1+cpu"),
+            ("__version__ = '2.9.1+cpu'; version.cuda = None", "torch.cuda", "cpu_build", "CPU-only"),
+            ("version.cuda = None; version.hip = '6.4'", "torch.cuda", "rocm_build", "ROCm 6.4"),
+            ("version.cuda = '12.6'", "torch.cuda", "wrong_version", "12.6"),
+            ("_C._cuda_getArchFlags = lambda: 'sm_80 sm_90 compute_90'", "torch.arch", "arch_missing", "sm_120"),
+            ("_C._cuda_getArchFlags = lambda: 'sm_120a'", "torch.arch", "arch_missing", "sm_120a"),
+            (
+                "raise OSError('libcudart.so.12: cannot open shared object file')",
+                "torch.import",
+                "import_failed",
+                "libcudart",
+            ),
+            ("import torch_that_is_absent", "torch.import", "import_failed", "torch_that_is_absent"),
+            ("Matrix.tolist = lambda self: [[7.0]]", "torch.cpu", "wrong_result", "wrong"),
         ]
     ],
 )
