@@ -476,7 +476,7 @@ for _row in TABLE.values():
         _BY_WORDS.setdefault(_row.title.partition(": ")[2].lower(), _row)
 # What the tests' markers say (tests/unit/test_failures_table.py compares): all others are brought about by a simulated driver.
 _ON_GPU = """
-arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda_222 cuda_500 cuda_700 cuda_716 gpu_missing timed_out
+arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda_222 cuda_500 cuda_700 cuda_716 gpu_missing hung timed_out
 wrong_result wrong_version
 """
 _BY_UNIT = """
