@@ -476,11 +476,11 @@ for _row in TABLE.values():
         _BY_WORDS.setdefault(_row.title.partition(": ")[2].lower(), _row)
 # What the tests' markers say (tests/unit/test_failures_table.py compares): all others are brought about by a simulated driver.
 _ON_GPU = """
-arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda_222 cuda_500 cuda_700 cuda_716 gpu_missing hung timed_out
-wrong_result wrong_version
+arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda_222 cuda_500 cuda_700 cuda_716 device_permission
+devices_hidden gpu_missing hung timed_out wrong_result wrong_version
 """
 _BY_UNIT = """
-arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden devices_hidden
+arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden
 ecc_uncorrected ended_early failed garbage gpu_not_started headers_missing import_failed no_account no_device_nodes no_driver no_gpu
 no_start noexec not_installed outside rocm_build shadowed_library slow_link stopped torch_misses_gpu triton_missing
 wrong_index xid
