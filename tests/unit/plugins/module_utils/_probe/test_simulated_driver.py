@@ -90,12 +90,16 @@ def test_a_gpu_that_is_lost_stays_in_the_list_and_the_other_is_complete(look, si
     assert [(gpu["pci_address"], gpu["source"]) for gpu in seen["gpus"]] == [(FIRST, "nvml"), (SECOND, "pci")]
     assert "GPU is lost" in said_of(seen, "gpus[nvml 1]")
     assert "the driver does not serve it" in said_of(seen, f"gpus[{SECOND}]")
+    assert [gpu["pci_address"] for gpu in seen["health"]["missing_gpus"]] == [SECOND]
 
 
 @pytest.mark.failure("nvml_15")
 def test_a_gpu_that_is_lost_while_it_is_asked_keeps_what_it_said(look, simulated):
     simulated.faults("nvmlDevice* 1 5 return 15")
-    second = look(cuda=False)["gpus"][1]
+    seen = look(cuda=False)
+    second = seen["gpus"][1]
+    assert [gpu["uuid"] for gpu in seen["health"]["missing_gpus"]] == [second["uuid"]]
+    assert len(said_of(seen, f"gpus[{SECOND}]").split("GPU is lost")) == 2, "it is asked no more"
     assert (second["name"], second["uuid"]) == ("NVIDIA GeForce RTX 5070", "GPU-00000000-0000-0000-0000-000000000002")
     assert second["persistence_mode"] is None
 
