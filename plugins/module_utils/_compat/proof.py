@@ -86,7 +86,7 @@ def _covered(host: Host, environment: dict[str, t.Any], wanted: Desired, missing
     }
     level, max_age = wanted.proof["level"], wanted.proof["max_age"]
     verdict = seen.get("verdict") or {}
-    why = stamp.uncovered(verdict, name, now, level, max_age)
+    why = stamp.uncovered(verdict, name, now, level, max_age) or _error_since(host, verdict["proven_at"], wanted)
     if why is None:
         environment["stamped"] = stamp.as_result(verdict, level)
     elif missing and stamp.uncovered(verdict, name, now, "static", max_age) is None:
@@ -96,9 +96,18 @@ def _covered(host: Host, environment: dict[str, t.Any], wanted: Desired, missing
     return None
 
 
+def _error_since(host: Host, proven_at: str, wanted: Desired) -> str | None:
+    """What the driver logged since, if it says that something is wrong with a GPU rather than with a program."""
+    for event in host.xid_events():
+        elsewhere = event.get("pci_address") in wanted.driver.gpus_exclude
+        grave = event.get("this_boot") and event.get("action") not in ("ignore", "restart_app")
+        if grave and not elsewhere and str(event.get("last_at") or "") > proven_at:
+            return f"since its proof: Xid {event.get('number')} ({event.get('title')}) at {event.get('pci_address')}"
+    return None
+
+
 def _served(host: Host) -> list[dict[str, t.Any]]:
     """The GPUs that the driver serves: it has a name for each."""
-    rows = host.observation.get("gpus") or []
     keys = ("uuid", "pci_address", "name")
-    found = [{key: row.get(key) for key in keys} for row in rows if row.get("uuid")]
+    found = [{key: row.get(key) for key in keys} for row in host.observed_gpus() if row.get("uuid")]
     return [{**row, "pci_address": normal_pci_address(str(row["pci_address"]))} for row in found]

@@ -870,6 +870,7 @@ class Flow:
                     f"{text} Nothing was removed. To remove ours all the same: nvidia_driver_way_back_required: false."
                 )
             self.result.warnings.append(text)
+        shutil.rmtree(self._state / "proof", ignore_errors=True)
         stay = {item["name"] for item in old if target or (item["name"], item["version"]) in there}
         installed = [package.name for package in self.manager.installed()]
         # Also what an earlier change of ours replaced: its configuration may still be there.
@@ -905,6 +906,8 @@ class Flow:
         # Last, so that a run that stops before this point comes back to removing.
         for folder in ("staged", "headers", "trial", "way-back", "build-logs", "modules", "generations"):
             shutil.rmtree(self._state / folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self._state / "gpus.json").unlink()
         self._drop_journal()
         with contextlib.suppress(OSError):  # somebody else keeps something there
             self._state.rmdir()
@@ -942,7 +945,8 @@ class Flow:
             self._journal_path.unlink()
 
     def _begin(self, target: Generation | None) -> None:
-        """Write down that a change is under way, and at the first one what was there before us."""
+        """Write down that a change is under way, and at the first one what was there before us. Proofs of the old driver end here."""
+        shutil.rmtree(self._state / "proof", ignore_errors=True)
         journal = self._journal()
         before = dict(journal.before or {})
         if "packages" not in before:

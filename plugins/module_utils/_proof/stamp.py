@@ -315,11 +315,6 @@ def present(
     }
 
 
-def utc(seconds: float) -> str:
-    """A time as stamps write it."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime(_TIME)
-
-
 def read(host: Host, name: str) -> Document | None:
     """Return an environment's stamp, None where there is none. Raises NoStamp for one that is not to be trusted, OSError
     and Unreadable.
@@ -381,6 +376,17 @@ def forget(host: Host, name: str) -> None:
     _sync(host, _path(name))
 
 
+def remove(host: Host, name: str) -> None:
+    """Delete an environment's stamp, and with the last one which GPUs passed. Raises OSError."""
+    forget(host, name)
+    if not host.names(FOLDER):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(host.root + expected.PATH)
+        for folder in (FOLDER, os.path.dirname(FOLDER)):
+            with contextlib.suppress(OSError):  # not there, or somebody else's files are in it
+                os.rmdir(host.root + folder)
+
+
 def _sync(host: Host, path: str) -> None:
     folder = os.open(host.root + os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -417,7 +423,7 @@ def prove(
     results: dict[int, dict[str, Any]] = {}
     for number, (environment, state) in enumerate(zip(environments, seen)):
         if max_age > 0 and isinstance(state, dict):
-            found = _covering(host, environment, state, options, max_age, utc(clock()))
+            found = _covering(host, environment, state, options, max_age, system.utc(clock()))
             if found is not None:
                 results[number] = {**as_result(found, options["level"]), "python": environment["python"], "user": None}
     todo = [number for number in range(len(environments)) if number not in results]
@@ -427,7 +433,7 @@ def prove(
                 forget(host, environments[number]["name"])
     proven = run([environments[number] for number in todo], **options)["environments"] if todo else []
     for number, one in zip(todo, proven):
-        results[number] = {**one, "stamped": False, "proven_at": utc(clock())}
+        results[number] = {**one, "stamped": False, "proven_at": system.utc(clock())}
         if keep:
             why = _kept(host, environments[number], results[number], seen[number], options)
             if why:

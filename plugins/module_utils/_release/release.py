@@ -49,13 +49,14 @@ Proof = dict[str, t.Any]
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """What this needs from outside: the build account, uv, the proof, the clock, how the account is removed, and overlays."""
+    """What this needs from outside: the build account, uv, the proof, the clock, how account and proof are forgotten, and overlays."""
 
     account: t.Callable[[], Account]
     uv: t.Callable[[], t.Optional[str]]  # None: it is not on this host and was not handed over
     prove: t.Callable[[str, dict[str, t.Any], str, float], Proof]
     now: t.Callable[[], str]
     forget_account: t.Callable[[], t.Optional[str]] = lambda: None  # says what stood in the way
+    forget_proof: t.Callable[[str], object] = lambda _name: None  # deletes the stamp of the environment's last proof
     # The releases below a root that overlays see, each with the overlays' paths; None: that cannot be said, and why is told.
     pinned: t.Callable[[str, t.Callable[[str], object]], t.Optional[dict[str, list[str]]]] = lambda _root, _say: {}
     # Hears of every step that begins, with those that ended.
@@ -235,6 +236,7 @@ class Operation:
             self._refuse_in_use(users)
             self._refuse_pinned(pinned)
             with self.step("remove"):
+                self.host.forget_proof(self.layout.name)
                 for which in ("current", "previous"):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.layout.link(which))

@@ -13,7 +13,8 @@ import time
 import traceback
 import typing as t
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import host as probe
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner, stamp
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import jobs, overlays, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.build import (
     build_account,
@@ -38,6 +39,7 @@ def real_host(layout: Layout, uv_archive: str | None = None, **more: t.Any) -> H
         prove=runner.run_checks,
         now=_now,
         forget_account=remove_build_account,
+        forget_proof=lambda name: stamp.remove(probe.Host(), name),
         pinned=lambda root, say: overlays.pinned(root, say=say),
         **more,
     )

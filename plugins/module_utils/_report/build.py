@@ -96,11 +96,11 @@ def _proven(proof: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     stamped = [item for item in stamped if item and item.get("name") not in named]
     if not stamped:
         return proof
-    verdicts = [proof["verdict"]] * bool(ran) + [str(item.get("verdict")) for item in stamped]
+    everything = ran + stamped
     return {
-        "verdict": combine(verdicts),
+        "verdict": combine([str(_mapping(item).get("verdict")) for item in everything]),
         "level": proof.get("level") or stamped[0].get("level"),
-        "environments": ran + stamped,
+        "environments": everything,
     }
 
 

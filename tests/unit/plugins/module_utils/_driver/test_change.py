@@ -355,9 +355,13 @@ def test_what_is_not_staged_yet_is_staged_by_the_installation(manager, flow):
 
 def test_an_upgrade_is_chosen_for_good_only_in_the_window(manager, flow, tmp_path):
     one = upgrade(manager, flow)
+    proof = tmp_path / "var/lib/gpufleet/proof/base.json"
+    proof.parent.mkdir()
+    proof.touch()
     assert manager.pin == "libcuda1=580.105.08-1,nvidia-kernel-open-dkms=580.105.08-1"  # staged: nothing moves it
     assert manager.holds == set(NAMES)
     result = run(one, "installed")
+    assert not proof.exists()
     order = [call for call in manager.calls if call in ("thaw", "choose for good", "install", "freeze")]
     assert order == ["thaw", "choose for good", "install", "freeze"]
     assert manager.packages == dict.fromkeys(NAMES, "595.71.05-1")
@@ -388,6 +392,8 @@ def test_what_comes_along_is_noted_and_removed_with_the_driver(manager, flow, tm
     run(flow(wanted), "installed")
     assert journal(tmp_path)["before"]["brought"] == ["linux-headers-amd64"]
     manager.target = {}
+    (tmp_path / "var/lib/gpufleet/proof").mkdir()
+    (tmp_path / "var/lib/gpufleet/gpus.json").touch()
     result = run(
         flow(
             {

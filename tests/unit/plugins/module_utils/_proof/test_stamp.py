@@ -302,7 +302,7 @@ def test_what_was_proven_is_kept_and_not_run_again(host: Host) -> None:
     assert prover.asked == ["base"]
     assert (first["stamped"], again["environments"][0]["stamped"]) == (False, True)
     assert again["verdict"] == "passed"
-    assert again["environments"][0]["proven_at"] == first["proven_at"] == stamp.utc(1763838000.0)
+    assert again["environments"][0]["proven_at"] == first["proven_at"] == "2025-11-22T19:00:00Z"
     assert again["environments"][0]["python"] == ENVIRONMENT["python"]
     assert prover.warnings == []
 
@@ -576,3 +576,16 @@ def test_a_folder_of_somebody_else_is_not_written_to(host: Host, monkeypatch) ->
 def test_forgetting_what_is_not_there_is_no_error(host: Host) -> None:
     stamp.forget(host, "base")
     assert stamp.read(host, "base") is None
+
+
+def test_the_stamp_of_an_environment_that_goes_goes_with_the_folders_that_are_empty_then(host: Host) -> None:
+    Prover(host).prove()
+    other = Path(host.root + stamp.FOLDER + "/other.json")
+    other.write_text("{}")
+    gpus = Path(host.root + expected.PATH)
+    gpus.write_text("{}")
+    stamp.remove(host, "base")
+    assert os.listdir(host.root + stamp.FOLDER) == ["other.json"]
+    assert gpus.exists()
+    stamp.remove(host, "other")
+    assert not Path(host.root + stamp.FOLDER).parent.exists()

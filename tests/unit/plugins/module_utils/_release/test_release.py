@@ -491,9 +491,11 @@ def test_absent_takes_the_environment_and_at_last_the_shared_parts(built: Any) -
     assert (built.directory / "bin" / "gpu-env").exists()
     forgotten = []
     last = built.operation(name="other")
-    last.host = dataclasses.replace(last.host, forget_account=lambda: forgotten.append(True))
+    last.host = dataclasses.replace(
+        last.host, forget_account=lambda: forgotten.append("account"), forget_proof=forgotten.append
+    )
     assert last.absent()["warnings"] == []
-    assert forgotten == [True]
+    assert forgotten == ["other", "account"]
     assert not built.root.exists()
     assert not (built.directory / "bin" / "gpu-env").exists()
     assert not built.operation().absent()["changed"]

@@ -213,3 +213,119 @@ def test_hosts_with_the_same_plan_are_one_group():
     assert "TO CHANGE: ws-0, ws-1, ws-2" in text
     assert "  ! install (absent)" in text
     assert "disruptive steps (marked !) on 3: ws-0, ws-1, ws-2" in text
+
+
+# ---- proofs of earlier runs -----------------------------------------------------------------------------------------
+
+STAMPED = {
+    "name": "base",
+    "verdict": "passed",
+    "level": "quick",
+    "proven": "quick",
+    "proven_at": "2026-11-17T14:02:00Z",
+    "stamped": True,
+    "reason": "",
+    "remedy": "",
+}
+RUN = {"what": "prove the environment base at level quick", "why": "since its proof: rebooted", "step": "proof"}
+
+
+def proven_earlier(**changes: object) -> dict:
+    """A host on which this run proved nothing, because a stamp covers."""
+    state = changed("planned.plan.environments", [{"name": "base", "stamped": {**STAMPED, **changes}}])
+    state["proof"] = {"changed": False, "skipped": True}
+    return state
+
+
+def test_ready_on_an_earlier_proof_says_of_which_day_it_is():
+    row = host_row("ws", proven_earlier())
+    assert (row["outcome"], row["proof"]) == ("ready", "quick passed on 2026-11-17")
+    assert row["proven_at"] == "2026-11-17T14:02:00Z"
+    assert "quick passed on 2026-11-17" in result_text([row])
+
+
+def test_a_proof_of_this_run_says_no_day_and_comes_before_a_stamp():
+    state = proven_earlier()
+    state["proof"] = {
+        "verdict": "failed",
+        "level": "quick",
+        "environments": [{"name": "base", "verdict": "failed", "proven": None, "checks": []}],
+    }
+    assert host_row("ws", state)["outcome"] == "not_proven"
+    assert host_row("ws", state)["proof"] == "quick failed"
+    assert host_row("ws", READY)["proof"] == "quick passed"
+
+
+def test_an_earlier_proof_is_no_more_than_it_says():
+    state = proven_earlier(
+        verdict="not_run", proven="static", reason="the GPU is in use by python (42)", remedy="Wait."
+    )
+    row = host_row("ws", state)
+    assert (row["outcome"], row["proof"]) == ("not_proven", "static passed on 2026-11-17, quick not run")
+    assert "the GPU is in use by python (42)" in row["reason"]
+    assert row["remedy"] == "Wait."
+    assert host_row("ws", {**state, "required_level": "static"})["outcome"] == "ready"
+
+
+def test_of_several_environments_the_oldest_proof_tells_the_day():
+    state = proven_earlier()
+    state["planned"]["plan"]["environments"].append({"name": "vision", "stamped": None})
+    ran = {
+        "name": "vision",
+        "verdict": "passed",
+        "proven": "quick",
+        "proven_at": "2026-11-23T08:00:00Z",
+        "stamped": False,
+    }
+    state["proof"] = {"verdict": "passed", "level": "quick", "environments": [ran]}
+    row = host_row("ws", state)
+    assert (row["outcome"], row["proof"]) == ("ready", "quick passed on 2026-11-17")
+    state["proof"]["environments"] = []
+    assert host_row("ws", state)["outcome"] == "not_proven"
+
+
+@pytest.mark.parametrize("proof", [{"unreachable": True, "msg": "gone"}, {"failed": True, "msg": "MODULE FAILURE"}])
+def test_a_proof_that_was_tried_and_came_to_no_end_is_not_replaced_by_an_earlier_one(proof):
+    state = proven_earlier()
+    state["proof"] = proof
+    row = host_row("ws", state)
+    assert (row["outcome"], row["proof"]) == ("not_proven", "-")
+
+
+@pytest.mark.parametrize("odd", [None, True, "passed", [], {}, {"verdict": "passed"}, {**STAMPED, "proven": "any"}])
+def test_no_odd_stamp_makes_a_host_ready(odd):
+    state = changed("planned.plan.environments", [{"name": "base", "stamped": odd}])
+    state["proof"] = {}
+    assert host_row("ws", state)["ready"] is False
+
+
+def test_a_stamp_of_the_state_before_a_change_does_not_count_after_it():
+    state = proven_earlier()
+    state["planned"]["plan"]["actions"] = [{"what": "install", "step": "driver"}]
+    state["after"] = copy.deepcopy(READY["planned"])
+    state["after"]["plan"]["environments"] = [{"name": "base", "stamped": None}]
+    assert host_row("ws", state)["outcome"] == "not_proven"
+
+
+def test_an_action_that_only_proves_is_not_unfinished_once_it_has_run():
+    state = changed("planned.plan.actions", [RUN])
+    assert host_row("ws", state)["outcome"] == "ready"
+    state["proof"] = {}
+    assert host_row("ws", state)["outcome"] == "not_proven"
+
+
+def test_check_mode_tells_what_would_only_be_proven_from_what_would_change():
+    state = changed("planned.plan.actions", [RUN])
+    state["proof"] = {}
+    row = host_row("ws", state, check_mode=True)
+    assert (row["outcome"], row["reason"]) == ("would_prove", f"{RUN['what']}: since its proof: rebooted")
+    assert "WOULD PROVE" in result_text([row])
+    state["planned"]["plan"]["actions"] = [{"what": "install", "step": "driver"}, RUN]
+    row = host_row("ws", state, check_mode=True)
+    assert (row["outcome"], row["reason"]) == ("planned", "2 actions")
+
+
+def test_the_plan_tells_hosts_that_are_only_proven_from_those_that_change():
+    text = plan_text({"ws": {"plan": {"feasible": True, "actions": [RUN]}, "observation": {}}})
+    assert "TO PROVE: ws" in text
+    assert "prove the environment base at level quick (since its proof: rebooted)" in text
