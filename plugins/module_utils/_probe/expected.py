@@ -34,8 +34,12 @@ def read(host: Host, journal: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the document at PATH; where there is none, the journal's GPUs, of which no time is known."""
     found = driver.json_object(host, PATH) or {"gpus": (journal or {}).get("gpus")}
     rows = found.get("gpus")
-    found["gpus"] = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    found["gpus"] = [row for row in rows if _is_gpu(row)] if isinstance(rows, list) else []
     return found
+
+
+def _is_gpu(row: Any) -> bool:
+    return isinstance(row, dict) and all(row.get(key) is None or isinstance(row[key], str) for key in _TOLD)
 
 
 def absent(expected: Iterable[Gpu], present: Iterable[Gpu]) -> list[Gpu]:

@@ -133,7 +133,12 @@ def test_what_was_proven_is_remembered_and_read_again(debian):
 
 @pytest.mark.parametrize(
     ("journal", "gpus"),
-    [(None, []), ({}, []), ({"gpus": [{"pci_address": "x"}, 7]}, [{"pci_address": "x"}]), ({"gpus": 3}, [])],
+    [
+        (None, []),
+        ({}, []),
+        ({"gpus": [{"pci_address": "x"}, 7, {"uuid": []}]}, [{"pci_address": "x"}]),
+        ({"gpus": 3}, []),
+    ],
 )
 def test_without_a_proof_the_journal_of_the_driver_tells(debian, journal, gpus):
     assert expected.read(debian.host(), journal)["gpus"] == gpus
