@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Callable
 
+from .._proof import failures
 from .driver import EXTRA_LIBRARY_FOLDERS
 from .host import MIB, Host, Unreadable
 
@@ -112,7 +113,8 @@ class _Nvml:
             raise NvmlError(_NO_FUNCTION, f"{name} is not in this driver's libnvidia-ml") from None
         code = function(*arguments)
         if code != 0:
-            raise NvmlError(code, f"{name} failed with {code} ({self._words(code)})")
+            remedy = failures.remedy(f"nvml_{code}")
+            raise NvmlError(code, f"{name} failed with {code} ({self._words(code)}): {remedy}")
 
     def _words(self, code: int) -> str:
         function = self._library.nvmlErrorString

@@ -324,13 +324,19 @@ def test_a_lost_gpu_is_a_problem_and_the_others_are_described():
     found = _read(FakeNvml(gpus=2, failing={("nvmlDeviceGetHandleByIndex_v2", 0): LOST}))
     assert [gpu["pci_address"] for gpu in found["gpus"]] == ["0000:02:00.0"]
     assert found["lost"] == 1
-    assert found["problems"] == [["gpus[nvml 0]", "nvmlDeviceGetHandleByIndex_v2 failed with 15 (GPU is lost)"]]
+    [[where, why]] = found["problems"]
+    assert where == "gpus[nvml 0]"
+    assert why.startswith(
+        "nvmlDeviceGetHandleByIndex_v2 failed with 15 (GPU is lost): The GPU fell off the bus. Switch the machine off"
+    )
 
 
 def test_a_value_that_cannot_be_read_is_null_and_named():
     found = _read(FakeNvml(failing={"nvmlDeviceGetUUID": 999}))
     assert found["gpus"][0]["uuid"] is None
-    assert found["problems"] == [["gpus[0000:01:00.0].uuid", "nvmlDeviceGetUUID failed with 999 (Unknown Error)"]]
+    [[where, why]] = found["problems"]
+    assert where == "gpus[0000:01:00.0].uuid"
+    assert why.startswith("nvmlDeviceGetUUID failed with 999 (Unknown Error): ")
 
 
 def test_a_function_that_an_old_library_lacks_is_null_and_no_problem():
