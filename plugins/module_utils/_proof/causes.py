@@ -251,13 +251,14 @@ class Causes:
             return b""
 
     def not_served(self, _check: dict[str, Any], _gpu: str | None) -> Found | None:
-        for gpu in sysfs.pci_gpus(self.host, []) or ():
-            wanted = not self.seen.missing or gpu["pci_address"] in self.seen.missing
-            if wanted and gpu["kernel_driver"] != "nvidia":
-                return Found(
-                    "gpu_not_served", f"{gpu['pci_address']} has the kernel driver {gpu['kernel_driver'] or 'none'}"
-                )
-        return None
+        """A missing GPU that another kernel driver has, or none; where CUDA shows nothing, it must be so with all of them."""
+        gpus = sysfs.pci_gpus(self.host, []) or []
+        wanted = [gpu for gpu in gpus if not self.seen.missing or gpu["pci_address"] in self.seen.missing]
+        others = [gpu for gpu in wanted if gpu["kernel_driver"] != "nvidia"]
+        if not others or (not self.seen.missing and len(others) < len(gpus)):
+            return None
+        names = [f"{gpu['pci_address']} has the kernel driver {gpu['kernel_driver'] or 'none'}" for gpu in others]
+        return Found("gpu_not_served", ", ".join(names))
 
     def mig(self, _check: dict[str, Any], gpu: str | None) -> Found | None:
         parted = {address: about for address, about in self.seen.nvml.items() if about.get("mig") is True}
@@ -376,7 +377,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(("cuda_35", "cuda_36", "cuda_222", "cuda_803"), _TOO_OLD),
     "cuda_804": (Causes.other_libcuda, Causes.compat),
     "cuda_802": (Causes.fabric_manager,),
-    "cuda_100": (Causes.hidden, *_NO_START, Causes.mig, Causes.not_served, Causes.told_by_kernel),
+    "cuda_100": (Causes.hidden, Causes.mig, Causes.not_served, *_NO_START, Causes.told_by_kernel),
     "torch_misses_gpu": (Causes.hidden, Causes.mig),
     "gpu_missing": (Causes.lost, Causes.mig, Causes.not_served, Causes.told_by_kernel),
     "cuda_46": (Causes.compute_mode, Causes.lost),

@@ -241,15 +241,30 @@ def test_xid_79_of_this_boot_is_the_cause_and_other_numbers_are_evidence(host):
     assert narrowed(host, "cuda_999", name="gpu.matmul_fp32", gpu=SECOND)["code"] == "gpu_lost"
 
 
-@pytest.mark.failure("gpu_not_served")
-@pytest.mark.parametrize(("code", "missing"), [("cuda_100", ()), ("gpu_missing", (SECOND,))])
-def test_a_gpu_that_another_kernel_driver_has_is_named(host, code, missing):
-    link = f"{host.root}/sys/bus/pci/devices/{SECOND}/driver"
+def give(host, address, kernel_driver):
+    """Another kernel driver takes a GPU."""
+    link = f"{host.root}/sys/bus/pci/devices/{address}/driver"
     os.unlink(link)
-    os.symlink("../../../bus/pci/drivers/vfio-pci", link)
-    found = narrowed(host, code, name="driver.gpus", missing=missing)
+    if kernel_driver:
+        os.symlink(f"../../../bus/pci/drivers/{kernel_driver}", link)
+
+
+@pytest.mark.failure("gpu_not_served")
+def test_a_missing_gpu_that_another_kernel_driver_has_is_named(host):
+    give(host, SECOND, "vfio-pci")
+    found = narrowed(host, "gpu_missing", name="driver.gpus", missing=[SECOND])
     assert found["code"] == "gpu_not_served"
     assert f"{SECOND} has the kernel driver vfio-pci" in found["evidence"]
+
+
+@pytest.mark.failure("gpu_not_served")
+def test_cuda_shows_nothing_where_the_module_has_taken_no_gpu(host):
+    give(host, SECOND, "vfio-pci")
+    assert narrowed(host, "cuda_100", around(nvidia0=errno.EACCES))["code"] == "device_permission"
+    give(host, FIRST, None)
+    found = narrowed(host, "cuda_100", around(nvidia_uvm=errno.ENOENT))
+    assert found["code"] == "gpu_not_served"
+    assert f"{FIRST} has the kernel driver none" in found["evidence"]
 
 
 @pytest.mark.failure("mig_empty")
