@@ -25,6 +25,7 @@ from typing import Any, Callable
 BENCH = Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCH.parent / "collections"))
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import system  # noqa: E402
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host  # noqa: E402
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import child, driver_kernel, runner, stamp  # noqa: E402
 
@@ -119,7 +120,7 @@ def stamped(folder: Path, result: dict[str, Any], sm: str) -> Callable[[], Any]:
     (folder / "bench/stamps/release.json").write_text("{}", encoding="ascii")
     stamp.FOLDER, stamp.OWNER = str(folder / "proof"), os.geteuid()
     host = Host()
-    now = stamp.present(host, stamp.state_of(host, "bench", str(python)), [sm], None, stamp.utc(time.time()), 60)
+    now = stamp.present(host, stamp.state_of(host, "bench", str(python)), [sm], None, system.utc(time.time()), 60)
     stamp.write(host, stamp.document({**result, "name": "bench"}, now))
     # A copy without bytecode, as Ansible sends modules.
     collections = folder / "collections"

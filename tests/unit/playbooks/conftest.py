@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import COMMAND_PATH
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import stamp
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
@@ -92,8 +93,19 @@ class Connection(Local):
 
 OBSERVATION: dict[str, Any] = {
     "schema": 1,
-    "os": {"id": "debian", "version_id": "12", "arch": "x86_64", "virtualization": "wsl", "uid": 0, "init": "systemd"},
-    "gpus": [{"pci_address": "0000:01:00.0", "pci_device_id": "2f04", "name": "NVIDIA GeForce RTX 5070"}],
+    "observed_at": "2026-11-22T19:00:00Z",
+    "os": {
+        "id": "debian",
+        "version_id": "12",
+        "arch": "x86_64",
+        "virtualization": "wsl",
+        "uid": 0,
+        "init": "systemd",
+        "boot_id": "boot-1",
+    },
+    "gpus": [
+        {"pci_address": "0000:01:00.0", "pci_device_id": "2f04", "name": "NVIDIA GeForce RTX 5070", "uuid": "GPU-1"}
+    ],
     "driver": {"userspace_version": "580.95.05", "loaded_version": "580.95.05", "branch": 580, "packages": []},
     "environments": [],
 }
@@ -146,6 +158,32 @@ class Fleet:
         if ready:
             observation = {**observation, **self._provisioned(observation, self.hosts[name])}
         self.write(name, file, {"changed": False, "observation": observation})
+
+    def stamp(self, name: str, file: str, *environments: str, at: str = "2026-11-17T14:02:00Z") -> None:
+        """Have gpu_info see the stamps that cuda_verify left when it proved environments of a host as it is seen."""
+        answer = json.loads((self.folder / name / file).read_text(encoding="utf-8"))
+        seen = answer["observation"]
+        for environment in seen["environments"]:
+            if environment["name"] in environments:
+                gpus = [{**gpu, "verdict": "passed", "checks": []} for gpu in seen["gpus"]]
+                proven = {
+                    "name": environment["name"], "verdict": "passed", "level": "quick", "proven": "quick", "reason": "",
+                    "remedy": "", "torch": None, "checks": [], "gpus": gpus,
+                }  # fmt: skip
+                now = {
+                    "release": environment["current"],
+                    "release_digest": environment["stamp_digest"],
+                    "variables": seen["files"][f"{environment['path']}/runtime.env"]["sha256"],
+                    "driver": seen["driver"]["loaded_version"],
+                    "flavor": None,
+                    "userspace": seen["driver"]["userspace_version"],
+                    "boot_id": seen["os"]["boot_id"],
+                    "sm": ["sm_120"],
+                    "gpus": [],
+                    "at": at,
+                }
+                environment["verdict"] = stamp.document(proven, now)
+        self.write(name, file, answer)
 
     def write(self, name: str, file: str, content: dict[str, Any]) -> None:
         (self.folder / name / file).write_text(json.dumps(content), encoding="utf-8")
@@ -215,7 +253,7 @@ class Fleet:
         assert plan["feasible"], plan["refusals"]
         seen: dict[str, Any] = {"environments": [], "files": {}, "runtime": {}}
         for item in plan["environments"]:
-            stamp = {
+            release_stamp = {
                 "spec": item["spec"], "spec_digest": item["spec_digest"], "owner": "root", "group": "root",
                 "proof": {"sm": item["sm"]},
             }  # fmt: skip
@@ -223,7 +261,8 @@ class Fleet:
                 {
                     "name": item["name"], "path": f"{item['root']}/{item['name']}", "current": "r2", "previous": "r1",
                     "releases": [{"id": "r2", "stamped": True}], "interpreter_ok": True, "owner": "root", "group": "root",
-                    "torch": {"version": item["spec"]["torch"]}, "integrity": {"status": "ok"}, "stamp": stamp,
+                    "torch": {"version": item["spec"]["torch"]}, "integrity": {"status": "ok"}, "stamp": release_stamp,
+                    "stamp_digest": "0" * 64,
                 }
             )  # fmt: skip
         managed = {row["path"]: (int(row["mode"], 8), row["content"]) for row in plan["runtime"]["files"]}
