@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import torch_checks
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner, torch_checks
 
 torch = pytest.importorskip("torch")
 
@@ -32,6 +32,32 @@ def test_right_numbers_pass_with_room(given, name):
     _text, values = torch_checks.GPU_CHECKS[name]("cpu", given)
     rounded = name in ("gpu.matmul_fp16", "gpu.matmul_bf16")  # rounding the result takes all that is allowed
     assert values.get("largest_error_of_allowed", 0.0) <= (1.0 if rounded else 0.6)
+
+
+def test_the_checks_of_the_level_quick_import_nothing_after_torch():
+    names = [check.name for check in judge.GPU_CHECKS if check.level == "quick" and check.name in ON_CPU]
+    program = (
+        "import sys, types\n"
+        "checks = types.ModuleType('checks')\n"
+        "sys.modules['checks'] = checks\n"
+        "exec(sys.stdin.read(), vars(checks))\n"
+        "import torch\n"
+        "given = checks.Given(checks.Future(), 0.0)\n"
+        "given.references.set_result(checks.make_references())\n"
+        "before = set(sys.modules)\n"
+        "for name in sys.argv[1:]:\n"
+        "    checks.GPU_CHECKS[name]('cpu', given)\n"
+        "print(*set(sys.modules) - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, *names],
+        input=runner.source_of(torch_checks),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "gpu.conv2d" in names
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(torch_checks.COMPANIONS))
