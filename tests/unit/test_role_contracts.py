@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ansible.playbook.block import Block
 from ansible.playbook.task import Task
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof.judge import LEVELS
 
 ROLES = sorted(path.parent.parent for path in Path(__file__).parents[2].glob("roles/*/meta/main.yml"))
 UNPLANNED = {"wheel_mirror"}
@@ -133,3 +134,10 @@ def test_without_an_action_no_task_reaches_the_host(role: Path) -> None:
     unbound = [entry for entry in load(role / "tasks" / "main.yml") if not (entry.get("when") or entry.get("loop"))]
     due = ["ansible.builtin.set_fact"] if role.name == "gpu_proof" else []
     assert [key for entry in unbound for key in entry if key.startswith(("gpufleet.", "ansible."))] == due
+
+
+def test_the_levels_of_a_proof_are_those_of_the_proof_in_its_order() -> None:
+    role = next(role for role in ROLES if role.name == "gpu_proof")
+    for name in ("gpu_proof_level", "gpu_proof_required_level"):
+        assert options(role)[name]["choices"] == list(LEVELS)
+    assert load(role / "vars" / "main.yml")["__gpu_proof_levels"] == list(LEVELS)

@@ -56,6 +56,18 @@ def test_environment_belongs_to_root_and_nobody_else_can_write_it(host_named, na
     assert stamp["files"] == int(host.check_output("find %s ! -type d | wc -l", release))
 
 
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_proof_is_on_record_for_the_release_and_the_boot_that_serve(host_named, name):
+    host = host_named(name)
+    release = host.check_output("readlink -f %s/current", ENVIRONMENT).rpartition("/")[2]
+    file = host.file("/var/lib/gpufleet/proof/base.json")
+    assert (file.is_file, file.user, file.group, file.mode) == (True, "root", "root", 0o644)
+    proof = json.loads(file.content_string)
+    assert (proof["verdict"], proof["level"], proof["release"]) == ("passed", "static", release)
+    assert proof["release_digest"] == host.file(f"{ENVIRONMENT}/stamps/{release}.json").sha256sum
+    assert proof["boot_id"] == host.check_output("cat /proc/sys/kernel/random/boot_id")
+
+
 @pytest.mark.parametrize("name", sorted(set(BUILDS) - {"ws-1080ti"}))  # there sudo asks for a password
 def test_variable_is_in_effect_in_every_launch_context(host_named, name):
     runtime.set_everywhere(host_named(name), "admin")
