@@ -32,12 +32,13 @@ def variables(host: Host) -> dict[str, Any]:
     return {**everything["vars"], **everything["hosts"][name]}
 
 
-def over_ssh(host: Host, command: str) -> str:
-    """Return what a command prints in an ssh session of its own, as the inventory's user."""
+def over_ssh(host: Host, command: str, user: str = "", typed: str = "") -> str:
+    """Return what a command prints in an ssh session of its own; without a command, what is typed does at a terminal."""
     known = variables(host)
     arguments = ["ssh", "-o", "BatchMode=yes", *known["ansible_ssh_common_args"].split()]
     arguments += ["-i", known["ansible_ssh_private_key_file"], "-p", str(known["ansible_port"])]
-    arguments += ["-l", known["ansible_user"], known["ansible_host"], command]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    arguments += ["-l", user or known["ansible_user"], "-T" if command else "-tt", known["ansible_host"]]
+    arguments += [command] if command else []
+    result = subprocess.run(arguments, input=typed, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, f"{command}: {result.stderr}"
     return result.stdout

@@ -110,21 +110,26 @@ def _fetch(
     if _present(folder, name, tagged, python):
         return
     into = fresh_folder(settings.cache / "downloads" / f"{name}-{python}")
-    platforms = [word for platform in PLATFORMS for word in ("--platform", f"{platform}_x86_64")]
-    target = ["--only-binary=:all:", "--python-version", python, *platforms]
-    # A constraint of the machine's own configuration is about other environments; its index is what we want.
-    options = ["download", "--quiet", "--no-cache-dir", "--no-deps", "--disable-pip-version-check", "--dest", str(into)]
-    try:
-        run(*pip, *options, *target, requirement, env={"PIP_CONSTRAINT": "", "TMPDIR": str(into)})
-    except SandboxError as error:
-        raise SandboxError(
-            f"{error}\nIs the Python package index of this machine reachable (pip download {name})?"
-        ) from error
+    _download(pip, into, python, "--no-deps", requirement)
     wheel = next(into.glob("*.whl"))
     if tagged != version:
         wheel = wheels.retag(wheel, tagged)
     _publish(wheel, folder)
     shutil.rmtree(into)
+
+
+def _download(pip: list[str], into: Path, python: str, *requirements: str) -> None:
+    """Download wheels for one Python of the fleet."""
+    platforms = [word for platform in PLATFORMS for word in ("--platform", f"{platform}_x86_64")]
+    target = ["--only-binary=:all:", "--python-version", python, *platforms]
+    # A constraint of the machine's own configuration is about other environments; its index is what we want.
+    options = ["download", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "--dest", str(into)]
+    try:
+        run(*pip, *options, *target, *requirements, env={"PIP_CONSTRAINT": "", "TMPDIR": str(into)})
+    except SandboxError as error:
+        raise SandboxError(
+            f"{error}\nIs the Python package index of this machine reachable (pip download {requirements[-1]})?"
+        ) from error
 
 
 def _present(folder: Path, name: str, version: str, python: str) -> bool:
@@ -254,9 +259,29 @@ def build_packages_index(settings: Settings, described: dict[str, Any], stop: th
     _write_small(folder, extra_wheels(described["extras"]))
     python = described["real"]["pythons"][-1]
     _fetch(settings, find_pip(settings), folder, described["real"], pinned_uv(settings), python, stop)
-    listed = _listed(folder)
     tagged = set(described["real"]["tagged"])
     real = settings.served / "real" / described["real"]["tag"]
     if have_real(settings):
-        listed += [wheel for wheel in _listed(real, f"/real/{real.name}/") if wheel.project not in tagged]
+        _fetch_requirements(settings, folder, described["requirements"], described["real"]["pythons"])
+    listed = _listed(folder)
+    if have_real(settings):
+        there = {wheel.file for wheel in listed}
+        others = (wheel for wheel in _listed(real, f"/real/{real.name}/") if wheel.project not in tagged)
+        listed += [wheel for wheel in others if wheel.file not in there]
     write_pages(folder, listed)
+
+
+def _fetch_requirements(settings: Settings, folder: Path, requirements: list[str], pythons: list[str]) -> None:
+    """Get packages with all that they need, unless an earlier run did."""
+    marker, version = folder / REAL_MARKER, digest(*requirements, *pythons)
+    if marker.exists() and marker.read_text() == version:
+        return
+    with step(f"downloading {', '.join(requirements)} and what they need (25 MB)"):
+        for python in pythons:
+            into = fresh_folder(settings.cache / "downloads" / f"requirements-{python}")
+            _download(find_pip(settings), into, python, *requirements)
+            for wheel in into.glob("*.whl"):
+                if not (folder / f"{wheel.name}.json").exists():
+                    _publish(wheel, folder)
+            shutil.rmtree(into)
+    write_if_changed(marker, version)
