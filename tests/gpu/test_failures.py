@@ -86,7 +86,7 @@ def test_machine_code_for_another_gpu_is_no_kernel_image(torch_python, described
 @pytest.mark.failure("cuda_200")
 def test_damaged_machine_code_is_an_invalid_image(torch_python, described, change_driver_kernel, machine_code):
     damaged = machine_code[:18] + b"\x3e\x00" + machine_code[20:]  # an ELF file of the CPU's
-    change_driver_kernel("COUNT = 50021", f"PTX = bytes.fromhex('{damaged.hex()}')\nCOUNT = 50021")
+    change_driver_kernel("COUNT = 8191", f"PTX = bytes.fromhex('{damaged.hex()}')\nCOUNT = 8191")
     found = checks_of(prove(torch_python, described))["gpu.driver_kernel"]
     assert found["code"] == "cuda_200", found
 
