@@ -20,7 +20,11 @@ HOSTS = {"ws-mixed": "Debian 13", "ws-1080ti": "Debian 12"}
 ENVIRONMENTS = [
     {"name": "lab", "requirements": ["ipykernel", "tokenizers"], "variables": {"NOTE_OF_LAB": "two words; a=b"}}
 ]
-EVERYTHING = {"runtime_env_variables": {runtime.VARIABLE: "false"}, "torch_env_environments_lab": ENVIRONMENTS}
+TRICKY = "a  b;c|d&e=f:g,h~!*?[x]{y}<z>@^ (é) -x"
+EVERYTHING = {
+    "runtime_env_variables": {runtime.VARIABLE: "false", "NOTE_OF_HOST": TRICKY},
+    "torch_env_environments_lab": ENVIRONMENTS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,14 @@ def test_a_value_that_the_user_set_wins_wherever_one_can_be_set(seen, name):
     own = {context: cell.own for context, cell in seen[name].items() if cell.own != ""}
     assert len(own) > 10
     assert own == dict.fromkeys(own, "true")
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_any_other_value_is_the_same_for_systemd_pam_and_a_shell(provisioned, name):
+    host = hosts.named(name)
+    commands = ("systemd-run --quiet --wait --pipe --collect env", "su - zsh-user -c env", "env -i HOME=/ bash -lc env")
+    answers = [host.check_output(command) for command in commands]
+    assert [runtime.value_of(text, "NOTE_OF_HOST") for text in answers] == [TRICKY] * len(commands)
 
 
 @pytest.mark.parametrize("name", HOSTS)
