@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PRIVATE to the collection. Locks of environments: resolved once on the controller, obeyed by every host.
 
-uv resolves for the host's platform, not for the controller's. The torch index is explicit: uv asks it for torch's family, whose members
-are all named to it, and for nothing else; the package index is asked for everything else.
+uv resolves for the host's platform, not for the controller's, twice. First torch and its companions alone: of what they need, what is
+named nvidia-* is torch's family. Then everything, with the torch index explicit: uv asks it for the family, whose members are all named
+to it, and for nothing else; the package index is asked for everything else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, takeaway, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
@@ -28,7 +30,6 @@ RESOLVE_LIMIT = 300
 """Seconds that uv may take to resolve one environment."""
 PLATFORMS = {"x86_64": "x86_64-manylinux_2_28", "aarch64": "aarch64-manylinux_2_28"}
 """The C library that torch's wheels of all supported releases need."""
-_ROUNDS = 4
 _FROM = re.compile(r"^\s*# from (\S+)$")
 
 
@@ -158,21 +159,50 @@ def resolve(
     """Resolve one environment for its platform; `pins` is an earlier lock whose versions are kept where possible. Raises NoLock."""
     if spec["arch"] not in PLATFORMS or spec["python"] == "auto":
         raise NoLock("a lock needs to know the host's architecture and Python")
-    given = {"torch": spec["torch"], **spec["companions"]}
-    wanted = [f"{name}=={version}" for name, version in given.items()]
-    # First learn who belongs to the family, then bind every member to the torch index; a new pin can bring a new member.
-    family: set[str] = set()
+    roots = {
+        "torch": f"torch=={spec['torch']}",
+        **{name: f"{name}=={version}" for name, version in spec["companions"].items()},
+    }
     try:
         uv_program = program()
     except uv.NoUv as error:
         raise NoLock(str(error)) from error
-    for _round in range(_ROUNDS):
-        found = _compile(spec, indexes, [*wanted, *sorted(family - set(given))], family, pins, uv_program)
-        names = {item.name for item in found if item.from_torch_index}
-        if names <= family:
-            return lock.Lock(lock.inputs(spec), tuple(sorted(found, key=lambda item: item.name)))
-        family |= names
+    # A requirement can need one of torch's companions that was not asked for; with it the family is learned anew.
+    for _round in range(len(lock.FAMILY)):
+        family = _family(spec, indexes, roots, uv_program)
+        wanted = [*roots.values(), *sorted(family - set(roots)), *(spec.get("requirements") or [])]
+        found = _compile(spec, indexes, wanted, family, True, pins, uv_program)
+        newcomers = {name for name in found if name in lock.FAMILY} - family
+        if not newcomers:
+            _check_origins(found, indexes, family)
+            packages = [
+                dataclasses.replace(item.pinned, from_torch_index=name in family)
+                for name, item in sorted(found.items())
+            ]
+            return lock.Lock(lock.inputs(spec), tuple(packages))
+        roots.update({name: name for name in newcomers})
     raise NoLock("torch's family did not become complete: report this with the environment's requirements")
+
+
+def _family(spec: Mapping[str, Any], indexes: Indexes, roots: Mapping[str, str], uv_program: str) -> set[str]:
+    """The projects that have to come from the torch index: the roots, and of what they need torch's own libraries. Raises NoLock."""
+    needed = _compile(spec, indexes, list(roots.values()), set(roots), False, None, uv_program)
+    family = {name for name in needed if name in lock.FAMILY or name.startswith(lock.LIBRARIES)}
+    lacking = [name for name in sorted(family) if needed[name].origin != _shown(indexes.torch)]
+    if lacking:
+        raise NoLock(
+            f"torch {spec['torch']} needs {lacking[0]}, which the torch index {_shown(indexes.torch)} does not serve, and which must not "
+            "come from anywhere else. Name an index that holds all of torch's libraries in torch_env_index_base_url"
+        )
+    return family
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A package that uv chose, and the index that it took it from."""
+
+    pinned: lock.Pinned
+    origin: str | None
 
 
 def _compile(
@@ -180,13 +210,14 @@ def _compile(
     indexes: Indexes,
     wanted: Sequence[str],
     family: set[str],
+    explicit: bool,
     pins: str | None,
     uv_program: str,
-) -> list[lock.Pinned]:
-    """One run of uv. Without a family it learns the members' names; with one, these come from the torch index and nothing else does."""
+) -> dict[str, _Found]:
+    """One run of uv. What is wanted of the family comes from the torch index; others may only where that is not explicit."""
     with tempfile.TemporaryDirectory(prefix="gpufleet-lock-") as folder:  # 0700: the URLs may hold credentials
         project = Path(folder) / "pyproject.toml"
-        project.write_text(_project(spec, indexes, wanted, family), encoding="utf-8")
+        project.write_text(_project(spec, indexes, wanted, family, explicit), encoding="utf-8")
         output = Path(folder) / "lock.txt"
         if pins:
             output.write_text(pins, encoding="utf-8")
@@ -224,35 +255,43 @@ def _compile(
             cause, remedy = tool.explain(done.stderr)
             raise NoLock(f"uv on the controller says: {cause.rstrip('.')}. {remedy}")
         text = output.read_text(encoding="utf-8")
-    if family:
-        _check_origins(text, indexes, family)
-    return list(lock.pinned(text))
+    origins = _origins(text)
+    return {item.name: _Found(item, origins.get(item.name)) for item in lock.pinned(text)}
 
 
-def _project(spec: Mapping[str, Any], indexes: Indexes, wanted: Sequence[str], family: set[str]) -> str:
-    dependencies = [*wanted, *(spec.get("requirements") or [])]
+def _project(spec: Mapping[str, Any], indexes: Indexes, wanted: Sequence[str], family: set[str], explicit: bool) -> str:
     lines = ["[project]", 'name = "environment"', 'version = "0"', f'requires-python = ">={spec["python"]}"']
-    lines += [f"dependencies = {json.dumps(dependencies)}", "[tool.uv.sources]"]
+    lines += [f"dependencies = {json.dumps(wanted)}", "[tool.uv.sources]"]
     lines += [f'{name} = {{ index = "torch" }}' for name in sorted(family)]
     lines += ["[[tool.uv.index]]", 'name = "torch"', f"url = {json.dumps(indexes.torch)}"]
-    lines += ["explicit = true"] if family else []
+    lines += ["explicit = true"] if explicit else []
     if indexes.packages:
         lines += ["[[tool.uv.index]]", 'name = "packages"', f"url = {json.dumps(indexes.packages)}", "default = true"]
     return "\n".join(lines) + "\n"
 
 
-def _check_origins(text: str, indexes: Indexes, family: set[str]) -> None:
-    """Whether uv took the family, and nothing else, from the torch index: it says so after each package. Raises NoLock."""
-    torch = hide_credentials(indexes.torch).rstrip("/")
+def _origins(text: str) -> dict[str, str]:
+    """{project: URL of its index} as uv says it after each package."""
+    origins: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         if "==" in line and not line.startswith((" ", "#")):
             name = line.partition("==")[0]
         match = _FROM.match(line)
-        origin = hide_credentials(match[1]).rstrip("/") if match else None
-        if (
-            origin is not None
-            and (origin == torch) != (name in family)
-            and not (lock.in_family(name) and name not in family)
-        ):
-            raise NoLock(f"uv took {name} from {origin}, which must not serve it")
+        if match:
+            origins[name] = _shown(match[1])
+    return origins
+
+
+def _shown(url: str) -> str:
+    """An index as uv names it: without credentials, default port and capitals in the host's name."""
+    parts = urlsplit(hide_credentials(url))
+    port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.lower().removesuffix(port))).rstrip("/")
+
+
+def _check_origins(found: Mapping[str, _Found], indexes: Indexes, family: set[str]) -> None:
+    """Whether uv took the family, and nothing else, from the torch index. Raises NoLock."""
+    for name, item in found.items():
+        if (item.origin == _shown(indexes.torch)) != (name in family):
+            raise NoLock(f"uv took {name} from {item.origin}, which must not serve it")

@@ -196,7 +196,7 @@ class Fleet:
         """Put a lock of every environment beside the inventory, as an earlier run would have; return their digests."""
         digests = {}
         for item in resolve(observation, {"environments": environments})["environments"]:
-            text = lock.Lock(lock.inputs(item["spec"]), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,)),)).render()
+            text = lock.Lock(lock.inputs(item["spec"]), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,), True),)).render()
             path = self.folder / ".gpufleet/locks" / lock.file_name(item["spec"])
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
