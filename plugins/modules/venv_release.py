@@ -339,7 +339,7 @@ progress:
       description: Bytes per second, unpacked, within O(follow_seconds); null where RV(progress.bytes_done) is.
       type: int
 removed:
-  description: Releases that were removed.
+  description: Releases that were removed, or of which was removed what an interrupted removal had left.
   returned: success
   type: list
   elements: str

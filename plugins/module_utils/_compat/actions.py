@@ -134,6 +134,10 @@ def _torch_actions(
             actions.append(Action(f"torch.switch:{name}", "torch", what, serving, data))
         else:
             actions += _proof_actions(environment, seen, data)
+        left = seen.get("leftovers") if wait is None else None  # the build or switch that ends the wait removes them
+        if left:
+            what = f"remove what is left of {listed(left)}"
+            actions.append(Action(f"torch.clean:{name}", "torch", what, "a removal was interrupted", data))
         drift = [] if why else _launcher_drift(host, wanted, name, with_command=position == 0)
         if drift:
             actions.append(

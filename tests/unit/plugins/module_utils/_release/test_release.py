@@ -317,6 +317,67 @@ def test_what_a_killed_run_left_is_removed_and_never_used(built: Any) -> None:
     assert not [name for name in os.listdir(built.home) + os.listdir(built.home / "stamps") if name.startswith(".")]
 
 
+@pytest.fixture
+def left(built: Any) -> Path:
+    """What an interrupted removal left beside the release that serves."""
+    path = built.home / "releases" / ".2.8.0-cu128-11111111"
+    (path / "lib").mkdir(parents=True)
+    (path / "lib" / "file").write_text("x")
+    return path
+
+
+def test_what_an_interrupted_removal_left_is_removed_by_a_run_that_has_nothing_else_to_do(
+    built: Any, left: Path
+) -> None:
+    serving = (built.home / "current").resolve()
+    unfinished, unreadable = (built.home / "releases" / name for name in ("unfinished", "unreadable"))
+    unfinished.mkdir()
+    unreadable.mkdir()
+    (built.home / "stamps" / "unreadable.json").write_text("{")
+    before = times_of(built.root)
+    predicted = built.operation(check_mode=True).present()
+    assert times_of(built.root) == before
+    result = built.operation().present()
+    assert result["changed"]
+    assert result["removed"] == [left.name[1:]]
+    assert result["what"].endswith("it serves already; remove what is left of 2.8.0-cu128-11111111")
+    assert result["diff"]["after"].endswith("removed: what was left of 2.8.0-cu128-11111111\n")
+    assert [predicted[key] for key in ("changed", "removed", "diff")] == [True, result["removed"], result["diff"]]
+    assert set((built.home / "releases").iterdir()) == {serving, unfinished, unreadable}
+    assert len(built.proofs) == 1
+    assert not built.operation().present()["changed"]
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_is_left_of_a_release_stays_while_a_process_uses_it(built: Any, left: Path, check_mode: bool) -> None:
+    with subprocess.Popen(["/bin/sleep", "60"], cwd=left) as process:
+        result = built.operation(check_mode=check_mode).present()
+        process.kill()
+    assert (result["changed"], result["removed"]) == (False, [])
+    assert result["warnings"] == ["2.8.0-cu128-11111111 is kept, because a process may still use it"]
+    assert (left / "lib" / "file").exists()
+
+
+@pytest.mark.parametrize(("overlays", "why"), [(["/home/ann/mine"], "overlays see it: /home/ann/mine"), (None, "said")])
+def test_what_is_left_of_a_release_stays_while_an_overlay_may_see_it(
+    built: Any, left: Path, overlays: list[str] | None, why: str
+) -> None:
+    seen = None if overlays is None else {os.path.realpath(left.with_name(left.name[1:])): overlays}
+    operation = built.operation()
+    operation.host = dataclasses.replace(operation.host, pinned=lambda _root, _say: seen)
+    result = operation.present()
+    assert not result["changed"]
+    assert why in result["warnings"][0]
+    assert left.exists()
+
+
+def test_a_build_and_a_removal_of_everything_take_what_is_left_along(built: Any, left: Path) -> None:
+    assert built.operation(requirements=["plainpkg"]).present()["removed"] == [left.name[1:]]
+    left.mkdir()
+    assert left.name[1:] in built.operation().absent()["removed"]
+    assert not built.home.exists()
+
+
 def test_an_unfinished_release_in_use_by_somebody_is_left_alone(built: Any) -> None:
     request = built.request(requirements=["plainpkg"])
     unfinished = built.home / "releases" / request.release_base
