@@ -70,8 +70,7 @@ def _paths(given: list[str], folder: Path) -> list[Path]:
         found += [path] if given and not path.is_dir() else below
     if not found:
         raise AnsibleActionFail(
-            f"There is no lock in {', '.join(given) or folder}: make the locks first, with playbooks/lock.yml and the URLs of the "
-            "real indexes."
+            f"There is no lock in {', '.join(given) or folder}: make the locks first, with playbooks/lock.yml."
         )
     return found
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import http.client
 import json
 import os
 import re
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._mirror.wheels import GENERATOR
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, takeaway, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
@@ -30,6 +33,10 @@ RESOLVE_LIMIT = 300
 """Seconds that uv may take to resolve one environment."""
 PLATFORMS = {"x86_64": "x86_64-manylinux_2_28", "aarch64": "aarch64-manylinux_2_28"}
 """The C library that torch's wheels of all supported releases need."""
+_PAGE_TIMEOUT = 10
+"""Seconds."""
+_HEAD_SIZE = 1024
+"""Bytes of a page in which its generator stands, where it names one. Such a page can have 40 MB."""
 _FROM = re.compile(r"^\s*# from (\S+)$")
 
 
@@ -93,7 +100,7 @@ def ensure(
     Safe with many forks and several controllers that share the folder. Raises NoLock.
     """
     spec = environment["spec"]
-    indexes = Indexes(environment["index_url"], environment["package_index_url"])
+    indexes = Indexes(environment["lock_index_url"], environment["lock_package_index_url"])
     path = folder / lock.file_name(spec)
     before = _read(path, spec)
     if before is not None and not upgrade:
@@ -167,6 +174,8 @@ def resolve(
         uv_program = program()
     except uv.NoUv as error:
         raise NoLock(str(error)) from error
+    _refuse_mirror(indexes.torch, "torch_env_{}index_base_url")
+    _refuse_mirror(indexes.packages, "torch_env_{}package_index_url")
     # A requirement can need one of torch's companions that was not asked for; with it the family is learned anew.
     for _round in range(len(lock.FAMILY)):
         family = _family(spec, indexes, roots, uv_program)
@@ -182,6 +191,23 @@ def resolve(
             return lock.Lock(lock.inputs(spec), tuple(packages))
         roots.update({name: name for name in newcomers})
     raise NoLock("torch's family did not become complete: report this with the environment's requirements")
+
+
+def _refuse_mirror(url: str, variable: str) -> None:
+    """A lock from a mirror would lack the hashes of every file that no lock named before. Raises NoLock."""
+    if not url.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{hide_credentials(url).rstrip('/')}/", timeout=_PAGE_TIMEOUT) as page:  # noqa: S310
+            head = page.read(_HEAD_SIZE)
+    except (OSError, http.client.HTTPException):
+        return  # what is wrong with it uv will say
+    if GENERATOR.encode("ascii") in head:
+        raise NoLock(
+            f"{_shown(url)} is a mirror that the role wheel_mirror keeps: it has only the files of earlier locks, so a lock made from it "
+            f"would fit no other Python or architecture. Name the index itself in {variable.format('')} and the mirror in "
+            f"{variable.format('mirror_')}"
+        )
 
 
 def _family(spec: Mapping[str, Any], indexes: Indexes, roots: Mapping[str, str], uv_program: str) -> set[str]:
@@ -291,7 +317,11 @@ def _shown(url: str) -> str:
 
 
 def _check_origins(found: Mapping[str, _Found], indexes: Indexes, family: set[str]) -> None:
-    """Whether uv took the family, and nothing else, from the torch index. Raises NoLock."""
+    """Whether uv took the family, and nothing else, from the torch index, and all else from the package index. Raises NoLock."""
+    torch, packages = _shown(indexes.torch), _shown(indexes.packages)
     for name, item in found.items():
-        if (item.origin == _shown(indexes.torch)) != (name in family):
-            raise NoLock(f"uv took {name} from {item.origin}, which must not serve it")
+        if (item.origin == torch) != (name in family) or item.origin not in (torch, packages or item.origin):
+            raise NoLock(
+                f"uv took {name} from {item.origin}, which must not serve it. Take what names that index out of uv's configuration on the "
+                "controller (uv.toml)"
+            )

@@ -274,7 +274,8 @@ def _check_index(host: Host, environment: t.Mapping[str, t.Any], notes: Notes) -
         notes.refuse(
             "index_unreachable",
             f"the host cannot use the torch index {environment['index_url']}: {silence}",
-            "Check the host's network, name service and proxy, or name a mirror in torch_env_index_base_url.",
+            "Check the host's network, name service and proxy, and the URL (torch_env_index_base_url), or name a mirror of it in "
+            "torch_env_mirror_index_base_url.",
         )
 
 

@@ -42,7 +42,13 @@ _NO_ROOT_BELOW = (
     *("/usr/bin", "/usr/include", "/usr/lib", "/usr/sbin", "/usr/share"),
 )
 
-_PREFIXES = {"driver": "nvidia_driver_", "runtime": "runtime_env_", "proof": "gpu_proof_", "torch": "torch_env_"}
+_PREFIXES = {
+    "driver": "nvidia_driver_",
+    "torch": "torch_env_",
+    "mirror": "torch_env_mirror_",
+    "runtime": "runtime_env_",
+    "proof": "gpu_proof_",
+}
 _DEFAULTS: t.Mapping[str, t.Any] = matrix.DEFAULTS
 _TOP_LEVEL = ("python", "environments", "root", "package_index_url", "keep", "smoke", "switch_after")
 
@@ -80,6 +86,14 @@ class DesiredTorch:
 
 
 @dataclass(frozen=True)
+class DesiredMirror:
+    """Where hosts fetch from instead of the indexes themselves; empty where they do not."""
+
+    index_base_url: str
+    package_index_url: str
+
+
+@dataclass(frozen=True)
 class DesiredEnvironment:
     name: str
     torch: DesiredTorch
@@ -110,6 +124,7 @@ class Desired:
     """Whether nothing but these environments may be touched."""
     root: str
     package_index_url: str
+    mirror: DesiredMirror
     keep: int
     locks: t.Mapping[str, str]
     """Environment name to the sha256 of its lock."""
@@ -134,6 +149,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
             "environments_alone",
             "root",
             "package_index_url",
+            "mirror",
             "keep",
             "smoke",
             "switch_after",
@@ -153,6 +169,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
         environments_alone=top.flag("environments_alone"),
         root=_root(top),
         package_index_url=top.url("package_index_url"),
+        mirror=_mirror(top, torch),
         keep=top.number("keep", 2, 2),
         locks=dict(top.section("locks").values),
         integrity=top.choice("integrity", INTEGRITY, "sizes"),
@@ -338,6 +355,19 @@ def _torch(section: _Section, default: DesiredTorch | None = None) -> DesiredTor
         index_base_url=base or _DEFAULTS["torch_index_base_url"],
         custom_index=bool(index_url or (base and base != _DEFAULTS["torch_index_base_url"])),
     )
+
+
+def _mirror(top: _Section, torch: DesiredTorch) -> DesiredMirror:
+    section = top.section("mirror")
+    section.only("index_base_url", "package_index_url")
+    mirror = DesiredMirror(section.url("index_base_url"), section.url("package_index_url"))
+    for key, real in (("index_base_url", torch.index_base_url), ("package_index_url", top.url("package_index_url"))):
+        if real and section.url(key) == real:
+            raise InvalidDesired(
+                f"{section.name(key)} and torch_env_{key} name the same place. Locks are made from the latter, so it has to be the index "
+                "itself; hosts use it too where no mirror is named"
+            )
+    return mirror
 
 
 def _python(section: _Section, key: str, default: str | None = None) -> str | None:

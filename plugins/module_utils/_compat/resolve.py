@@ -181,13 +181,17 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     ).hexdigest()
     sm = sorted({gpu.sm for gpu in gpus if gpu.sm}, key=lambda code: (len(code), code))
+    base = wanted.mirror.index_base_url
     return {
         "name": name,
         "spec": spec,
         "spec_digest": digest,
         "release_base": f"{stack.build.replace('+', '-')}-{digest[:8]}",
-        "index_url": stack.index_url,
-        "package_index_url": wanted.package_index_url,
+        "index_url": f"{base}/{stack.tag}" if base and stack.tag else stack.index_url,
+        "package_index_url": wanted.mirror.package_index_url or wanted.package_index_url,
+        # A mirror may hold only what earlier locks name.
+        "lock_index_url": stack.index_url,
+        "lock_package_index_url": wanted.package_index_url,
         "owner": stack.wanted.owner,
         "group": stack.wanted.group,
         "root": wanted.root,

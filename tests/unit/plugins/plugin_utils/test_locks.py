@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._mirror import wheels
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks, uv
 
@@ -42,8 +43,10 @@ def environment(url: str, wanted: dict[str, Any]) -> dict[str, Any]:
         "name": wanted["name"],
         "root": "/opt/gpufleet/envs",
         "spec": wanted,
-        "index_url": f"{url}/cu128",
-        "package_index_url": f"{url}/packages",
+        "lock_index_url": f"{url}/cu128",
+        "lock_package_index_url": f"{url}/packages",
+        "index_url": "http://127.0.0.1:9/cu128",  # a mirror, which no lock is made from
+        "package_index_url": "http://127.0.0.1:9/packages",
         "variables": {},
     }
 
@@ -377,6 +380,39 @@ def test_what_a_requirement_needs_of_torch_s_family_comes_from_the_torch_index(t
         locked = ensure(url, tmp_path, spec(companions={}, requirements=["vision-models"]))
     family, rest = parts(locked.path)
     assert (family["torchvision"], rest) == ("0.24.1+cu128", {"vision-models": "2.0"})
+
+
+@pytest.mark.parametrize("side", ["cu128", "packages"])
+def test_a_lock_is_not_made_from_a_mirror(tmp_path: Path, side: str) -> None:
+    """What it lacks would be missing from the lock for good."""
+    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
+        tiny_index.tiny_torch_index(Path(directory) / "cu128")
+        tiny_index.tiny_package_index(Path(directory) / "packages")
+        (Path(directory) / side / "index.html").write_text(wheels.index_page(["torch", "plainpkg"]))
+        variable = {"cu128": "index_base_url", "packages": "package_index_url"}[side]
+        with (
+            tiny_index.serve(Path(directory)) as url,
+            pytest.raises(
+                locks.NoLock, match=f"/{side} is a mirror.* in torch_env_{variable} and .*_env_mirror_{variable}"
+            ) as caught,
+        ):
+            ensure(url.replace("http://", "http://bob:s3cret@"), tmp_path, spec(requirements=["plainpkg"]))
+    assert "s3cret" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_an_index_that_the_controller_s_own_configuration_adds_is_refused(
+    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes the lock must not matter where the package index is named."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "config/uv").mkdir(parents=True)
+    extra = tmp_path / "extra"
+    tiny_index.write_wheel(extra / "plainpkg", "plainpkg", "99.0", {"plainpkg.py": ""})
+    tiny_index.write_index(extra)
+    (tmp_path / "config/uv/uv.toml").write_text(f'[[index]]\nname = "extra"\nurl = "file://{extra}"\n')
+    with pytest.raises(locks.NoLock, match=rf"plainpkg from file://{extra}, which must not serve it\..*uv\.toml"):
+        ensure(served[1], tmp_path / "locks", spec(requirements=["plainpkg"]))
 
 
 def test_an_index_is_recognised_however_its_url_is_written(served: tuple[Path, str], tmp_path: Path) -> None:
