@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any
 
 import faulty
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "drivers"))
+import harness  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FLEET = os.environ.get("GPUFLEET_FLEET") or "faults"
@@ -192,7 +195,7 @@ def test_a_build_goes_on_without_its_controller_and_the_next_run_adopts_it(
         before = serving()
         process = provision(f"{PROJECT}>=1.0")
         stop_the_build()
-        os.killpg(process.pid, signal.SIGKILL)
+        harness.kill_controller(process.pid)
         process.communicate(timeout=LIMIT)
         tally.hit += 1
         assert serving() == before
