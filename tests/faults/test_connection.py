@@ -21,7 +21,7 @@ import faulty
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "drivers"))
-import harness  # noqa: E402
+import harness
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FLEET = os.environ.get("GPUFLEET_FLEET") or "faults"
