@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "drivers"))
 import harness
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-FLEET = os.environ.get("GPUFLEET_FLEET") or "faults"
+FLEET = os.environ.get("GPUFLEET_FLEET") or "connection"
 HOST = "ws-wsl"  # the one that needs no driver, so that a run is short
 INVENTORY = CHECKOUT / f".state/sandbox-{FLEET}/inventory.yml"
 PROJECT = "gpufleet-sandbox-extra"
