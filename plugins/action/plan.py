@@ -77,13 +77,13 @@ class ActionModule(ActionBase):
         folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in locks.PLACES})
         try:
             found = {item["name"]: locks.existing(item["spec"], folder) for item in plan["environments"]}
-            plan = resolve(observation, {**desired, "locks": _digests(found)})
+            plan = resolve(observation, {**desired, "locks": _texts(found)})
             if not self._task.check_mode and plan["feasible"]:
                 missing = [item for item in plan["environments"] if _is_built(item) and not found[item["name"]]]
                 for item in missing:
                     found[item["name"]] = locks.ensure(item, folder)
                 if missing:
-                    plan = resolve(observation, {**desired, "locks": _digests(found)})
+                    plan = resolve(observation, {**desired, "locks": _texts(found)})
         except locks.NoLock as error:
             return {**plan, "feasible": False, "actions": [], "refusals": [*plan["refusals"], _no_lock(error)]}
         for item in plan["environments"]:
@@ -112,8 +112,8 @@ class ActionModule(ActionBase):
         return json.loads(json.dumps(desired))  # plain types: no lazily templated containers past this point
 
 
-def _digests(found: dict[str, locks.Locked | None]) -> dict[str, str]:
-    return {name: locked.digest for name, locked in found.items() if locked}
+def _texts(found: dict[str, locks.Locked | None]) -> dict[str, str]:
+    return {name: locked.text for name, locked in found.items() if locked}
 
 
 def _is_built(environment: dict[str, Any]) -> bool:

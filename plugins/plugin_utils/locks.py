@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._mirror.wheels import GENERATOR
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, takeaway, tool
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
@@ -49,7 +49,7 @@ class Locked:
     """The lock of one environment on one platform."""
 
     path: Path
-    digest: str
+    text: str
     changes: list[str]
     """What differs from the lock that was there before; everything where there was none."""
     written: bool
@@ -82,7 +82,7 @@ def existing(spec: Mapping[str, Any], folder: Path) -> Locked | None:
     """The lock of an environment, where there is one. Raises NoLock for a file that is none."""
     path = folder / lock.file_name(spec)
     found = _read(path, spec)
-    return Locked(path, lock.digest(found.render()), [], False) if found else None
+    return Locked(path, found.render(), [], False) if found else None
 
 
 def ensure(
@@ -95,8 +95,6 @@ def ensure(
 ) -> Locked:
     """Return the lock of an environment of the plan; make it where there is none, or anew where an upgrade is asked for.
 
-    Beside it lie the same packages as files for other tools, in a folder of its name.
-
     Safe with many forks and several controllers that share the folder. Raises NoLock.
     """
     spec = environment["spec"]
@@ -104,10 +102,10 @@ def ensure(
     path = folder / lock.file_name(spec)
     before = _read(path, spec)
     if before is not None and not upgrade:
-        return Locked(path, lock.digest(before.render()), [], False)
+        return Locked(path, before.render(), [], False)
     if not write:
         after = resolve(spec, indexes, None if upgrade else _newest_sibling(path), program)
-        return Locked(path, lock.digest(after.render()), lock.difference(before, after), False)
+        return Locked(path, after.render(), lock.difference(before, after), False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w", encoding="ascii") as held:
@@ -115,22 +113,19 @@ def ensure(
             if before is None:
                 before = _read(path, spec)
                 if before is not None:  # another fork was first
-                    return Locked(path, lock.digest(before.render()), [], False)
+                    return Locked(path, before.render(), [], False)
             after = resolve(spec, indexes, None if upgrade else _newest_sibling(path), program)
             text = after.render()
             _write(path, text)
-            for name, content in takeaway.files(environment, after).items():
-                _write(path.with_suffix("") / name, content)
     except OSError as error:
         raise NoLock(
             f"the lock {path} cannot be written on the controller: {error.strerror}. Make its folder writable, or name another one in "
             "gpufleet_state_dir"
         ) from error
-    return Locked(path, lock.digest(text), lock.difference(before, after), True)
+    return Locked(path, text, lock.difference(before, after), True)
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)

@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model
     ManagedFile,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Host
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import takeaway
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mounts import REMEDY, is_shared, why_not
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
@@ -43,6 +44,7 @@ def observation_request(desired: t.Mapping[str, t.Any] | None) -> dict[str, t.An
     files = [*DRIVER_PATHS, PROFILE_PATH, USER_ENVIRONMENT_PATH, SYSTEM_ENVIRONMENT_PATH, COMMAND_PATH]
     for environment in wanted.environments:
         files += [_runtime_env_path(wanted, environment.name), *environment_files(wanted.root, environment.name)]
+        files += takeaway.paths(wanted.root, environment.name)
     return {
         "root": wanted.root,
         "environments": [environment.name for environment in wanted.environments],
@@ -142,6 +144,11 @@ def _torch_actions(
         if drift:
             actions.append(
                 Action("torch.launcher", "torch", f"write {listed(drift)}", "it differs or is missing", data)
+            )
+        stale = [] if why else _stale_takeaway(host, environment, wanted)
+        if stale:
+            actions.append(
+                Action(f"torch.takeaway:{name}", "torch", f"write {listed(stale)}", "it differs or is missing", data)
             )
     _check_space(host, builds, wanted, knowledge, notes)
     return actions
@@ -245,10 +252,20 @@ def _proof_actions(
     return []
 
 
+def _stale_takeaway(host: Host, environment: t.Mapping[str, t.Any], wanted: Desired) -> list[str]:
+    """The files for users that do not say what serves; without its lock, which another controller may have, they are left alone."""
+    locked = wanted.locks.get(environment["name"])
+    return _drift(host, takeaway.managed(environment, locked)) if locked else []
+
+
 def _launcher_drift(host: Host, wanted: Desired, name: str, with_command: bool) -> list[str]:
     files = dict(environment_files(wanted.root, name))
     if with_command:
         files[COMMAND_PATH] = command_file(wanted.root)
+    return _drift(host, files)
+
+
+def _drift(host: Host, files: t.Mapping[str, tuple[int, str]]) -> list[str]:
     return [
         path
         for path, (mode, content) in files.items()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import Additions, parse_additions
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import STEPS, InvalidDesired
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 
 DEFAULT_ROOT = "/opt/gpufleet/envs"
 COMPANIONS = ("torchvision", "torchaudio")
@@ -126,8 +127,8 @@ class Desired:
     package_index_url: str
     mirror: DesiredMirror
     keep: int
-    locks: t.Mapping[str, str]
-    """Environment name to the sha256 of its lock."""
+    locks: t.Mapping[str, lock.Lock]
+    """Environment name to its lock."""
     integrity: str
     """How releases are compared with what was stamped."""
     runtime: DesiredRuntime
@@ -171,7 +172,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
         package_index_url=top.url("package_index_url"),
         mirror=_mirror(top, torch),
         keep=top.number("keep", 2, 2),
-        locks=dict(top.section("locks").values),
+        locks=_locks(top.section("locks")),
         integrity=top.choice("integrity", INTEGRITY, "sizes"),
         runtime=_runtime(top.section("runtime")),
         proof=_proof(top.section("proof")),
@@ -482,6 +483,17 @@ def _root(top: _Section) -> str:
             "root", f"must be a directory of its own such as {DEFAULT_ROOT}: everything in it belongs to the role"
         )
     return root
+
+
+def _locks(section: _Section) -> dict[str, lock.Lock]:
+    """The locks by environment, as their texts."""
+    found = {}
+    for name, text in section.values.items():
+        try:
+            found[name] = lock.parse(str(text))
+        except lock.InvalidLock as error:
+            raise InvalidDesired(f"{section.name(name)} is no lock: {error}") from None
+    return found
 
 
 def _runtime(section: _Section) -> DesiredRuntime:

@@ -24,6 +24,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.forei
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import Action, Knowledge
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.observed import Gpu, Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.torch_stack import resolve_environment
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 
 KNOWLEDGE = Knowledge.of(matrix)
 
@@ -173,7 +174,7 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
     }
     built = (host.environment(name).get("stamp") or {}).get("spec") or {}
     if name in wanted.locks:
-        spec["lock"] = wanted.locks[name]
+        spec["lock"] = lock.digest(wanted.locks[name].render())
     elif built.get("lock") and {**spec, "lock": built["lock"]} == built:
         # The controller has no lock, as one that only looks: what was built for these wishes is what is wanted.
         spec["lock"] = built["lock"]

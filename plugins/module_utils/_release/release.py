@@ -22,9 +22,11 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
     build,
     contents,
     gate,
+    lock,
     manifest,
     startup,
     store,
+    takeaway,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     SCHEMA,
@@ -138,6 +140,8 @@ class Operation:
         """Make the asked release current."""
         request = self.request
         check_present(request)
+        if request.lock:
+            check_lock(request)
         gid = self._check_people(request.owner, request.group)
         with self._changing():
             decision = decide(self.before, request, self.layout)
@@ -217,6 +221,7 @@ class Operation:
             self._stamp({**stamp, "proof": self._proof_for_stamp()})
             self._smoke(target, owner)
             with self.step("switch"):
+                store.remove_tree(self.layout.takeaway)  # it describes what serves until now
                 self.after = store.switch(self.layout, self.before, target)
             return self._result(changed=True)
 
@@ -329,7 +334,18 @@ class Operation:
         files = startup.environment_files(self.layout.root, self.layout.name)
         if self.request.launcher:
             files[self.request.launcher] = startup.command_file(self.layout.root)
+        if self.request.lock:
+            files.update(takeaway.managed(self._environment(), lock.parse(self.request.lock)))
         return files
+
+    def _environment(self) -> dict[str, t.Any]:
+        """What the plan says of the environment, as far as the files that users take away depend on it."""
+        of_the_plan = ("spec", "index_url", "package_index_url", "variables")
+        return {
+            "name": self.layout.name,
+            "root": self.layout.root,
+            **{key: getattr(self.request, key) for key in of_the_plan},
+        }
 
     def _home_mode(self, gid: int) -> tuple[int, int]:
         return gid, 0o750 if gid else 0o755

@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
     manifest,
     model,
     store,
+    takeaway,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.processes import Ended
 
@@ -533,6 +534,76 @@ def test_a_drifted_launcher_is_written_again(built: Any) -> None:
     assert f"written: {launcher}" in result["diff"]["after"]
     assert "drift" not in launcher.read_text()
     assert len(built.proofs) == 1
+
+
+def taken_away(bench: Any) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (bench.home / "takeaway").iterdir()}
+
+
+def test_what_users_take_away_says_what_serves_and_belongs_to_root(built: Any) -> None:
+    found = taken_away(built)
+    assert set(found) == set(takeaway.NAMES)
+    assert f"--index-url {built.url}/cu128\n" in found["requirements-torch.txt"]
+    assert "torch==2.9.1+cu128" in found["constraints.txt"]
+    assert str(built.home) in found["kernel.json"]
+    for path in (built.home / "takeaway").iterdir():
+        status = path.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 0, 0o644)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "text"),
+    [
+        ({"index_url": "http://mirror.lan/cu128"}, "requirements-torch.txt", "--index-url http://mirror.lan/cu128\n"),
+        (
+            {"package_index_url": "http://mirror.lan/simple"},
+            "requirements.txt",
+            "--index-url http://mirror.lan/simple\n",
+        ),
+        ({"variables": {"NOTE": "new"}}, "Dockerfile", 'ENV NOTE="new"\n'),
+    ],
+)
+def test_what_users_take_away_follows_mirror_and_variables_without_another_release(
+    built: Any, changes: dict[str, Any], name: str, text: str
+) -> None:
+    predicted = built.operation(check_mode=True, **changes).present()
+    assert text not in taken_away(built)[name]
+    result = built.operation(**changes).present()
+    assert text in taken_away(built)[name]
+    assert f"written: {built.home}/takeaway/{name}" in result["diff"]["after"]
+    assert (result["changed"], result["release"], result["diff"]) == (True, predicted["release"], predicted["diff"])
+    assert built.operation(**changes).present()["changed"] is False
+    assert len(built.proofs) == 1
+
+
+def test_credentials_of_an_index_are_not_written_for_users(built: Any) -> None:
+    built.operation(index_url="http://bob:s3cret@mirror.lan/cu128").present()
+    assert "http://mirror.lan/cu128" in taken_away(built)["requirements-torch.txt"]
+    assert not [name for name, text in taken_away(built).items() if "s3cret" in text]
+
+
+def test_without_a_lock_what_users_take_away_stays(built: Any) -> None:
+    before = taken_away(built)
+    assert built.operation(lock="", index_url="http://mirror.lan/cu128").present()["changed"] is False
+    assert taken_away(built) == before
+
+
+def test_a_rollback_takes_away_what_describes_the_release_that_it_leaves(built: Any) -> None:
+    built.operation(torch="2.9.0+cu128", companions={}).present()
+    assert "torch==2.9.0+cu128" in taken_away(built)["constraints.txt"]
+    built.operation().previous()
+    assert not (built.home / "takeaway").exists()
+    assert built.operation().present()["changed"] is True
+    assert "torch==2.9.1+cu128" in taken_away(built)["constraints.txt"]
+    assert built.operation().present()["changed"] is False
+
+
+def test_a_lock_of_another_specification_changes_nothing(built: Any) -> None:
+    before = taken_away(built)
+    other = built.request(torch="2.9.0+cu128", companions={}).lock
+    with pytest.raises(model.BadInput, match="not the lock that the spec names"):
+        built.operation(lock=other).present()
+    assert taken_away(built) == before
 
 
 def test_a_foreign_launcher_stops_the_run_before_the_build(bench: Any) -> None:
