@@ -254,6 +254,7 @@ def _compile(
         ]
         command += ["--generate-hashes", "--no-build", "--no-annotate", "--emit-index-annotation", "--refresh"]
         command += ["--python-version", str(spec["python"]), "--python-platform", PLATFORMS[spec["arch"]]]
+        command += ["--index-strategy", "first-index"]  # whatever the controller is configured for
         environment = {
             name: value
             for name, value in os.environ.items()

@@ -374,6 +374,16 @@ def test_what_torch_needs_is_never_looked_for_on_the_package_index(tmp_path: Pat
     assert not list(tmp_path.rglob("*.txt"))
 
 
+def test_a_strategy_that_the_controller_is_configured_for_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a one takes the highest version of all indexes."""
+    monkeypatch.setenv("UV_INDEX_STRATEGY", "unsafe-best-match")
+    with indexes({"torch": ("nvidia-loose",), "nvidia-loose": ()}, {"nvidia-loose": ()}) as url:
+        family, _rest = parts(ensure(url, tmp_path, spec()).path)
+    assert family["nvidia-loose"] == "1.0"
+
+
 def test_what_a_requirement_needs_of_torch_s_family_comes_from_the_torch_index(tmp_path: Path) -> None:
     with indexes({}, {"vision-models": ("torchvision",), "torchvision": ()}) as url:
         locked = ensure(url, tmp_path, spec(companions={}, requirements=["vision-models"]))
