@@ -10,6 +10,7 @@ to it, and for nothing else; the package index is asked for everything else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import http.client
@@ -18,12 +19,12 @@ import os
 import re
 import subprocess
 import tempfile
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from ansible.module_utils import urls
 from ansible_collections.gpufleet.workstation.plugins.module_utils._mirror.wheels import GENERATOR
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
@@ -193,9 +194,9 @@ def _refuse_mirror(url: str, variable: str) -> None:
     if not url.startswith(("http://", "https://")):
         return
     try:
-        with urllib.request.urlopen(f"{hide_credentials(url).rstrip('/')}/", timeout=_PAGE_TIMEOUT) as page:  # noqa: S310
+        with contextlib.closing(urls.open_url(f"{hide_credentials(url).rstrip('/')}/", timeout=_PAGE_TIMEOUT)) as page:
             head = page.read(_HEAD_SIZE)
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, urls.ConnectionError):
         return  # what is wrong with it uv will say
     if GENERATOR.encode("ascii") in head:
         raise NoLock(
