@@ -43,6 +43,7 @@ FIRST_TARGET = 1.15  # of the bare command's time
 SECOND_TARGET = 1.3
 ROLLBACK_TARGET = 1.0  # s, beside the proof
 ROLLBACKS = 4
+SM = ["sm_120"]
 MODULE = Path(__file__).resolve().parents[1] / "tests/faults/module_driver.py"
 SERVE = """
 import functools, http.server, sys
@@ -66,6 +67,7 @@ def main() -> int:
             if number:
                 shutil.rmtree(place / "envs")
             rounds.append(measure_round(place, arguments, ours_first=number % 2 == 0))
+            print({name: rounds[-1][name] for name in ("first", "second")}, file=sys.stderr, flush=True)
         rollback = measure_rollback(place, arguments)
     found = {
         "first": ratio([each["first"] for each in rounds], FIRST_TARGET),
@@ -216,7 +218,7 @@ def present(arguments: argparse.Namespace, spec: dict[str, Any], locked: lock.Lo
         "package_index_url": arguments.package_index_url,
         "lock": locked.render(),
         "interpreter": arguments.interpreter,
-        "sm": ["sm_120"],
+        "sm": SM,
         "disk_required": 1,
         "uv_archive": arguments.uv_wheel,
     }
@@ -244,7 +246,7 @@ def measure_rollback(place: Path, arguments: argparse.Namespace) -> list[float]:
     execute(place, arguments, present(arguments, *specification(arguments, "first", companions)))
     seconds = []
     for _time in range(ROLLBACKS):
-        taken, result = execute(place, arguments, {"name": "first", "state": "previous"})
+        taken, result = execute(place, arguments, {"name": "first", "state": "previous", "sm": SM})
         proof = next(step["seconds"] for step in result["steps"] if step["step"] == "prove")
         seconds.append(round(taken - proof, 3))
     return seconds
