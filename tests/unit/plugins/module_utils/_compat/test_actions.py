@@ -532,7 +532,7 @@ def test_what_an_interrupted_removal_left_is_cleaned_once(converged: dict[str, A
     assert action["data"] == {"environment": "base"}
     assert resolve(carry_out(converged, plan))["actions"] == []
     built = resolve(converged, {"torch": {"version": "2.10.0"}})
-    assert ids(built) == ["torch.build:base", "torch.switch:base", "torch.clean:base"]
+    assert ids(built) == ["torch.build:base", "torch.switch:base", "torch.clean:base", "proof.run:base"]
 
 
 def test_a_release_without_a_stamp_is_nothing_to_clean(converged: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def test_what_is_missing_is_written_once(bare: dict[str, Any]) -> None:
         ({"mirror": {"index_base_url": "http://m.lan/whl"}}, ["requirements-torch.txt"]),
         ({"mirror": {"package_index_url": "http://m.lan/simple"}}, ["requirements.txt"]),
         ({"package_index_url": "https://pypi.example/simple"}, ["requirements.txt"]),
-        ({"runtime": {"variables": {"NOTE": "new"}}}, ["Dockerfile", "kernel.json"]),
+        ({"runtime": {"variables": {"NOTE": "new"}}}, ["Dockerfile"]),
     ],
 )
 def test_a_change_that_the_release_does_not_see_makes_them_stale(
