@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { BLOCK = 256, MAX_GPUS = 64, MAX_PTX = 65536 };
+enum { BLOCK = 32, MAX_GPUS = 64, MAX_PTX = 65536 };
 
 static void *libcuda;
 static char ptx[MAX_PTX];

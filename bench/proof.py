@@ -135,41 +135,44 @@ def driver(report: Report) -> None:
     name = "driver kernel / C program doing the same"
     account, source = child.choose_account(None), runner.source_of(driver_kernel)
     python = SYSTEM_PYTHON if os.path.exists(SYSTEM_PYTHON) else sys.executable
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, child.Nursery() as nursery:
         given, compiler = os.environ.get("GPUFLEET_DRIVER_KERNEL"), shutil.which("cc")
-        program = given or f"{folder}/driver_kernel"
-        if not given and not compiler:
+        program, ptx = Path(folder, "driver_kernel"), Path(folder, "kernel.ptx")
+        if given:
+            shutil.copy(given, program)
+        elif compiler:
+            options = ["-O2", "-o", str(program), str(BENCH / "driver_kernel.c"), "-ldl", "-lpthread"]
+            subprocess.run([compiler, *options], check=True)
+        else:
             report.figure(name, None, 1.2, "x", "no C compiler here: compile it elsewhere, see the head of its source")
             return
-        if not given:
-            options = ["-O2", "-o", program, str(BENCH / "driver_kernel.c"), "-ldl", "-lpthread"]
-            subprocess.run([str(compiler), *options], check=True)
-        ptx = Path(folder, "kernel.ptx")
         ptx.write_bytes(driver_kernel.PTX.rstrip(b"\0"))
+        os.chmod(folder, 0o755)  # noqa: S103 (the account runs the program)
+        identity: dict[str, Any] = {}
+        if account.switch:
+            identity = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
 
         def theirs() -> None:
-            with tempfile.TemporaryDirectory() as home:  # a new one each time: the driver keeps compiled kernels there
-                environment = child.clean_environment(home)
-                subprocess.run([program, str(ptx), str(driver_kernel.COUNT)], check=True, env=environment)
+            home = nursery.directory(account)  # a new one each time: the driver keeps compiled kernels there
+            command = [str(program), str(ptx), str(driver_kernel.COUNT)]
+            subprocess.run(command, check=True, cwd=home, env=child.clean_environment(home), **identity)
 
-        with child.Nursery() as nursery:
+        def ours() -> None:
+            limit = time.monotonic() + 60
+            process = nursery.start([python, "-I", "-S", "-B"], source, {}, account, limit)
 
-            def ours() -> None:
-                limit = time.monotonic() + 60
-                process = nursery.start([python, "-I", "-S", "-B"], source, {}, account, limit)
+            def shown() -> list[dict[str, Any]] | None:
+                return next((record["gpus"] for record in process.records if record["event"] == "gpus"), None)
 
-                def shown() -> list[dict[str, Any]] | None:
-                    return next((record["gpus"] for record in process.records if record["event"] == "gpus"), None)
+            nursery.run_until(lambda: process.done or shown() is not None)
+            gpus = shown() or []
+            process.tell({"gpus": [gpu["pci_address"] for gpu in gpus]})
+            nursery.run_until(lambda: process.done)
+            said = [record["status"] for record in process.records if record["event"] == "check"]
+            if said != ["passed"] * (1 + len(gpus)) or not process.ended:
+                raise RuntimeError(f"the driver kernel did not pass: {process.records} {process.output.text()}")
 
-                nursery.run_until(lambda: process.done or shown() is not None)
-                gpus = shown() or []
-                process.tell({"gpus": [gpu["pci_address"] for gpu in gpus]})
-                nursery.run_until(lambda: process.done)
-                said = [record["status"] for record in process.records if record["event"] == "check"]
-                if said != ["passed"] * (1 + len(gpus)) or not process.ended:
-                    raise RuntimeError(f"the driver kernel did not pass: {process.records} {process.output.text()}")
-
-            wall = medians(3 * ROUNDS, ours=ours, theirs=theirs)
+        wall = medians(3 * ROUNDS, ours=ours, theirs=theirs)
     how = f"{wall['ours']:.0f} ms against {wall['theirs']:.0f} ms, each with its start"
     report.figure(name, wall["ours"] / wall["theirs"], 1.2, "x", how)
 

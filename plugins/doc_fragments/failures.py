@@ -20,4 +20,5 @@ def notes() -> list[str]:
 class ModuleDocFragment:
     """Extends a module's documentation."""
 
-    DOCUMENTATION = "options: {}\nnotes: " + json.dumps(notes())
+    # With its type: ansible-test reads plain assignments in this folder as YAML, and this one has to be made first.
+    DOCUMENTATION: str = "options: {}\nnotes: " + json.dumps(notes())

@@ -78,7 +78,7 @@ def machine_code(torch_python, described, tmp_path_factory):
 
 @pytest.mark.failure("cuda_209")
 def test_machine_code_for_another_gpu_is_no_kernel_image(torch_python, described, change_driver_kernel, machine_code):
-    change_driver_kernel("COUNT = 50021", f"PTX = bytes.fromhex('{machine_code.hex()}')\nCOUNT = 50021")
+    change_driver_kernel("COUNT = 8191", f"PTX = bytes.fromhex('{machine_code.hex()}')\nCOUNT = 8191")
     found = checks_of(prove(torch_python, described))["gpu.driver_kernel"]
     assert found["code"] == "cuda_209", found
 

@@ -19,7 +19,10 @@ import threading
 import time
 from array import array
 from functools import partial
-from typing import Any, Callable
+
+TYPE_CHECKING = False  # the import of typing takes milliseconds, which the proof of a driver can do without
+if TYPE_CHECKING:
+    from typing import Any, Callable
 
 # PTX 6.0 for compute capability 5.0: every driver and GPU of the knowledge base assembles it for itself. The low 32
 # bits of integer arithmetic are exact, so that the result is right or wrong and never nearly right.
@@ -57,8 +60,8 @@ done:
     ret;
 }
 \x00"""
-COUNT = 50021  # prime: the last block is never full
-BLOCK = 256
+COUNT = 8191  # prime: the last block is never full
+BLOCK = 32  # a warp each: more blocks than GPUs have multiprocessors
 WORD = 0xFFFFFFFF
 
 
@@ -281,7 +284,6 @@ def run_kernel(cuda: Cuda, index: int, words: tuple[array[int], array[int], arra
 def main(arguments: list[str]) -> None:
     records = Records(int(arguments[1]))
     told: dict[str, Any] = {"gpus": {}, "errors": []}
-    words: list[tuple[array[int], array[int], array[int]]] = []
 
     def nvml() -> None:
         try:
@@ -290,9 +292,7 @@ def main(arguments: list[str]) -> None:
             told["error"] = str(error)
         records.write(event="nvml", **told)
 
-    # Both while CUDA starts, which takes longer than either; whoever calls the driver never waits for whoever computes.
-    sys.setswitchinterval(0.0001)
-    meanwhile = [threading.Thread(target=nvml), threading.Thread(target=lambda: words.append(make_words()))]
+    meanwhile = threading.Thread(target=nvml)  # while CUDA starts, which takes longer
     cuda: list[Cuda] = []
     gpus: list[dict[str, Any]] = []
     version = ctypes.c_int()
@@ -307,13 +307,11 @@ def main(arguments: list[str]) -> None:
         return f"libcuda speaks CUDA {version.value // 1000}.{version.value % 1000 // 10} and sees {len(gpus)} GPUs"
 
     def start_both() -> str:
-        for thread in meanwhile:
-            thread.start()
+        meanwhile.start()
         try:
             return start()
         finally:
-            for thread in meanwhile:
-                thread.join()
+            meanwhile.join()
 
     if not records.check("driver.init", start_both):
         records.write(
@@ -326,13 +324,14 @@ def main(arguments: list[str]) -> None:
     for gpu in gpus:
         gpu["processes"] = told["gpus"].get(gpu["pci_address"], {}).get("processes")
     records.write(event="gpus", gpus=gpus)
+    words = make_words()  # while the runner chooses
     with os.fdopen(int(arguments[2])) as control:
         chosen = json.loads(control.readline() or "{}").get("gpus") or []
     threads = []
     for gpu in gpus:
         if gpu["pci_address"] not in chosen:
             continue
-        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words[0]), gpu["pci_address"])
+        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words), gpu["pci_address"])
         threads.append(threading.Thread(target=records.check, args=check))
         threads[-1].start()
     for thread in threads:

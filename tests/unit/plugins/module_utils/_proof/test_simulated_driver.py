@@ -154,7 +154,7 @@ def test_wrong_numbers_fail_the_gpu_that_computed_them(prove, simulated):
     result = prove()
     found = kernel_on(result, SECOND)
     assert found["code"] == "wrong_result"
-    assert "3 of 50021 values are wrong, for example value 50018" in found["evidence"]
+    assert "3 of 8191 values are wrong, for example value 8188" in found["evidence"]
     assert kernel_on(result, FIRST)["status"] == "passed"
 
 
