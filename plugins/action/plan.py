@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as ansible_version
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import (
@@ -78,13 +79,14 @@ class ActionModule(ActionBase):
         folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in locks.PLACES})
         try:
             found = {item["name"]: locks.existing(item["spec"], folder) for item in plan["environments"]}
-            plan = resolve(observation, {**desired, "locks": _digests(found)})
-            if not self._task.check_mode and plan["feasible"]:
+            plan = resolve(observation, {**desired, "locks": _texts(found)})
+            makes_locks = boolean(self._task.args.get("make_locks", True)) and not self._task.check_mode
+            if makes_locks and plan["feasible"]:
                 missing = [item for item in plan["environments"] if _is_built(item) and not found[item["name"]]]
                 for item in missing:
                     found[item["name"]] = locks.ensure(item, folder)
                 if missing:
-                    plan = resolve(observation, {**desired, "locks": _digests(found)})
+                    plan = resolve(observation, {**desired, "locks": _texts(found)})
         except locks.NoLock as error:
             return {**plan, "feasible": False, "actions": [], "refusals": [*plan["refusals"], _no_lock(error)]}
         for item in plan["environments"]:
@@ -97,9 +99,9 @@ class ActionModule(ActionBase):
             return f"ansible-core {ansible_version} is too old: gpufleet.workstation needs 2.19 or newer."
         if self._task.delegate_to:
             return "gpufleet.workstation.plan cannot be delegated: it would plan one host from another host's hardware."
-        unknown = sorted(set(self._task.args) - {"steps"})
+        unknown = sorted(set(self._task.args) - {"steps", "make_locks"})
         if unknown:
-            return f"gpufleet.workstation.plan takes no {', '.join(unknown)}; its only option is steps."
+            return f"gpufleet.workstation.plan takes no {', '.join(unknown)}; its options are steps and make_locks."
         return None
 
     def _desired(self, task_vars: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +115,8 @@ class ActionModule(ActionBase):
         return json.loads(json.dumps(desired))  # plain types: no lazily templated containers past this point
 
 
-def _digests(found: dict[str, locks.Locked | None]) -> dict[str, str]:
-    return {name: locked.digest for name, locked in found.items() if locked}
+def _texts(found: dict[str, locks.Locked | None]) -> dict[str, str]:
+    return {name: locked.text for name, locked in found.items() if locked}
 
 
 def _is_built(environment: dict[str, Any]) -> bool:

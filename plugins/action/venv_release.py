@@ -15,10 +15,10 @@ from ansible.utils.display import Display
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
 MODULE = "gpufleet.workstation.venv_release"
-_GOES_ON = "The build goes on there. Run again: that follows it, or finds it done."
+_GOES_ON = "A build that has begun goes on there. Run again: that follows it, or finds it done."
 
 PATIENCE = 120
-"""Seconds for which a host that builds may be out of reach."""
+"""Seconds for which a host may be out of reach."""
 RETRY = 5
 """Seconds between two tries to reach it."""
 
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
     def _follow(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Execute the module, again while it says that a build goes on, and show how far that is."""
         host = task_vars.get("inventory_hostname", "this host")
-        answer = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        answer = self._patiently(arguments, task_vars)
         warnings = list(answer.get("warnings") or [])
         while answer.get("running"):
             display.display(f"{host}: {arguments.get('name')}: {describe(answer['progress'])}")
@@ -72,7 +72,7 @@ class ActionModule(ActionBase):
         return {**answer, "warnings": warnings} if warnings else answer
 
     def _patiently(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        """Follow the build once more. A host that builds is busy, and a connection may drop: the build minds neither, so try again."""
+        """Execute the module, again where the connection drops: a build minds that not, and an execution finds what one before it began."""
         deadline = time.monotonic() + PATIENCE
         while True:
             lost = None

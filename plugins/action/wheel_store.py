@@ -65,13 +65,11 @@ def _package_index() -> str:
 def _paths(given: list[str], folder: Path) -> list[Path]:
     found: list[Path] = []
     for path in [Path(entry).expanduser() for entry in given] or [folder]:
-        # Beside each lock lie files for other tools, in a folder of its name.
         below = [entry for pattern in ("torch-*.txt", "*/torch-*.txt") for entry in sorted(path.glob(pattern))]
         found += [path] if given and not path.is_dir() else below
     if not found:
         raise AnsibleActionFail(
-            f"There is no lock in {', '.join(given) or folder}: make the locks first, with playbooks/lock.yml and the URLs of the "
-            "real indexes."
+            f"There is no lock in {', '.join(given) or folder}: make the locks first, with playbooks/lock.yml."
         )
     return found
 

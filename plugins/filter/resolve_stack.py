@@ -109,7 +109,7 @@ options:
             type: str
             default: auto
           index_url:
-            description: The exact index to install from.
+            description: The exact index of torch's family.
             type: str
             default: ""
           index_base_url:
@@ -178,6 +178,18 @@ options:
         description: The index of everything but torch's family.
         type: str
         default: ""
+      mirror:
+        description: Where the host fetches from instead of the two indexes; locks are made from the indexes all the same.
+        type: dict
+        suboptions:
+          index_base_url:
+            description: As O(desired.torch.index_base_url).
+            type: str
+            default: ""
+          package_index_url:
+            description: As O(desired.package_index_url).
+            type: str
+            default: ""
       keep:
         description: How many releases of an environment are kept.
         type: int

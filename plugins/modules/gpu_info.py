@@ -609,6 +609,11 @@ observation:
           type: list
           elements: dict
           sample: [{id: 2.9.1-cu128-1a2b3c4d, stamped: true}]
+        leftovers:
+          description: Ids of the releases whose removal began and did not end. They are no longer among C(releases).
+          type: list
+          elements: str
+          sample: []
         python:
           description: Python version of the current release, from pyvenv.cfg.
           type: str

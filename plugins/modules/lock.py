@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: lock
 short_description: Make the locks of the environments of all hosts of the play anew
-version_added: 0.2.0
+version_added: 0.3.0
 description:
   - Reads the plans that C(playbooks/lock.yml) registered, and resolves each environment once for each platform. Asks no host anything.
   - A lock holds every package with its version and the SHA-256 of its files. Torch's family comes from the torch index and nothing else

@@ -12,7 +12,7 @@ short_description: Observe a host and plan what makes it train-ready
 version_added: 0.1.0
 description:
   - Runs M(gpufleet.workstation.gpu_info) once on the host, then resolves the observation against the desired state on the
-    controller. Changes nothing.
+    controller. Changes nothing on the host.
   - The desired state is composed from the variables of the roles P(gpufleet.workstation.nvidia_driver#role),
     P(gpufleet.workstation.torch_env#role), P(gpufleet.workstation.runtime_env#role) and
     P(gpufleet.workstation.gpu_proof#role), all of which are checked here against the roles' argument specifications.
@@ -27,6 +27,12 @@ options:
     type: list
     elements: str
     choices: [driver, torch, runtime, proof]
+  make_locks:
+    description:
+      - Whether a lock is made on the controller where an environment has to be built and has none. Never in check mode.
+      - Without it such a build is planned all the same. Only where it is carried out it needs the lock.
+    type: bool
+    default: true
 attributes:
   check_mode:
     support: full

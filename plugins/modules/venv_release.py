@@ -21,6 +21,9 @@ description:
   - What has to be built is built by a process of its own on the host, as a systemd unit C(gpufleet-build-NAME-PID) where there is systemd.
     A lost connection or a controller that ends does not stop it. The next run for the same O(spec) follows it and says so. While it
     runs, the action plugin shows its step, the bytes so far and the rate.
+  - For users to take away, C(ROOT/NAME/takeaway) holds the release that serves as requirements and constraints for pip, as a C(Dockerfile)
+    and as a Jupyter C(kernel.json), all made from O(lock). O(state=previous) removes them, because it knows neither lock nor indexes of the
+    release; the next O(state=present) writes them again.
   - Packages are installed as wheels only, by uv, as the system account C(gpufleet). No code of an environment ever runs as root.
   - The first release after an empty cache shares its files with uv's cache, as hard links that belong to root. Later releases get
     copies, so that no two releases share a file; that costs their size again. A cache older than a week is dropped before a build.
@@ -136,7 +139,7 @@ options:
     default: []
   variables:
     description:
-      - Variables for O(smoke), besides those that the environment's C(runtime.env) holds already.
+      - Variables for O(smoke), besides those that the environment's C(runtime.env) holds already, and for what users take away.
     type: dict
     default: {}
   switch_after:
@@ -339,7 +342,7 @@ progress:
       description: Bytes per second, unpacked, within O(follow_seconds); null where RV(progress.bytes_done) is.
       type: int
 removed:
-  description: Releases that were removed.
+  description: Releases that were removed, or of which was removed what an interrupted removal had left.
   returned: success
   type: list
   elements: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: wheel_store
 short_description: Keep every wheel of the locks in a folder that a web server can show as an index
-version_added: 0.1.0
+version_added: 0.3.0
 description:
   - Fetches each wheel that the locks of the environments need, and the uv that installs them, once, and writes the pages of the
     indexes C(whl/CUDA_TAG) and C(packages/simple) beside them (PEP 503, with the metadata files of PEP 658).

@@ -3,14 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PRIVATE to the collection. Locks of environments: resolved once on the controller, obeyed by every host.
 
-uv resolves for the host's platform, not for the controller's. The torch index is explicit: uv asks it for torch's family, whose members
-are all named to it, and for nothing else; the package index is asked for everything else.
+uv resolves for the host's platform, not for the controller's, twice. First torch and its companions alone: of what they need, what is
+named nvidia-* is torch's family. Then everything, with the torch index explicit: uv asks it for the family, whose members are all named
+to it, and for nothing else; the package index is asked for everything else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
+import http.client
 import json
 import os
 import re
@@ -19,8 +22,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, takeaway, tool
+from ansible.module_utils import urls
+from ansible_collections.gpufleet.workstation.plugins.module_utils._mirror.wheels import GENERATOR
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, tool
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import uv
 
@@ -28,7 +34,10 @@ RESOLVE_LIMIT = 300
 """Seconds that uv may take to resolve one environment."""
 PLATFORMS = {"x86_64": "x86_64-manylinux_2_28", "aarch64": "aarch64-manylinux_2_28"}
 """The C library that torch's wheels of all supported releases need."""
-_ROUNDS = 4
+_PAGE_TIMEOUT = 10
+"""Seconds."""
+_HEAD_SIZE = 1024
+"""Bytes of a page in which its generator stands, where it names one. Such a page can have 40 MB."""
 _FROM = re.compile(r"^\s*# from (\S+)$")
 
 
@@ -41,7 +50,7 @@ class Locked:
     """The lock of one environment on one platform."""
 
     path: Path
-    digest: str
+    text: str
     changes: list[str]
     """What differs from the lock that was there before; everything where there was none."""
     written: bool
@@ -74,7 +83,7 @@ def existing(spec: Mapping[str, Any], folder: Path) -> Locked | None:
     """The lock of an environment, where there is one. Raises NoLock for a file that is none."""
     path = folder / lock.file_name(spec)
     found = _read(path, spec)
-    return Locked(path, lock.digest(found.render()), [], False) if found else None
+    return Locked(path, found.render(), [], False) if found else None
 
 
 def ensure(
@@ -87,19 +96,17 @@ def ensure(
 ) -> Locked:
     """Return the lock of an environment of the plan; make it where there is none, or anew where an upgrade is asked for.
 
-    Beside it lie the same packages as files for other tools, in a folder of its name.
-
     Safe with many forks and several controllers that share the folder. Raises NoLock.
     """
     spec = environment["spec"]
-    indexes = Indexes(environment["index_url"], environment["package_index_url"])
+    indexes = Indexes(environment["lock_index_url"], environment["lock_package_index_url"])
     path = folder / lock.file_name(spec)
     before = _read(path, spec)
     if before is not None and not upgrade:
-        return Locked(path, lock.digest(before.render()), [], False)
+        return Locked(path, before.render(), [], False)
     if not write:
         after = resolve(spec, indexes, None if upgrade else _newest_sibling(path), program)
-        return Locked(path, lock.digest(after.render()), lock.difference(before, after), False)
+        return Locked(path, after.render(), lock.difference(before, after), False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w", encoding="ascii") as held:
@@ -107,22 +114,19 @@ def ensure(
             if before is None:
                 before = _read(path, spec)
                 if before is not None:  # another fork was first
-                    return Locked(path, lock.digest(before.render()), [], False)
+                    return Locked(path, before.render(), [], False)
             after = resolve(spec, indexes, None if upgrade else _newest_sibling(path), program)
             text = after.render()
             _write(path, text)
-            for name, content in takeaway.files(environment, after).items():
-                _write(path.with_suffix("") / name, content)
     except OSError as error:
         raise NoLock(
             f"the lock {path} cannot be written on the controller: {error.strerror}. Make its folder writable, or name another one in "
             "gpufleet_state_dir"
         ) from error
-    return Locked(path, lock.digest(text), lock.difference(before, after), True)
+    return Locked(path, text, lock.difference(before, after), True)
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
@@ -158,21 +162,69 @@ def resolve(
     """Resolve one environment for its platform; `pins` is an earlier lock whose versions are kept where possible. Raises NoLock."""
     if spec["arch"] not in PLATFORMS or spec["python"] == "auto":
         raise NoLock("a lock needs to know the host's architecture and Python")
-    given = {"torch": spec["torch"], **spec["companions"]}
-    wanted = [f"{name}=={version}" for name, version in given.items()]
-    # First learn who belongs to the family, then bind every member to the torch index; a new pin can bring a new member.
-    family: set[str] = set()
+    roots = {
+        "torch": f"torch=={spec['torch']}",
+        **{name: f"{name}=={version}" for name, version in spec["companions"].items()},
+    }
     try:
         uv_program = program()
     except uv.NoUv as error:
         raise NoLock(str(error)) from error
-    for _round in range(_ROUNDS):
-        found = _compile(spec, indexes, [*wanted, *sorted(family - set(given))], family, pins, uv_program)
-        names = {item.name for item in found if item.from_torch_index}
-        if names <= family:
-            return lock.Lock(lock.inputs(spec), tuple(sorted(found, key=lambda item: item.name)))
-        family |= names
+    _refuse_mirror(indexes.torch, "torch_env_{}index_base_url")
+    _refuse_mirror(indexes.packages, "torch_env_{}package_index_url")
+    # A requirement can need one of torch's companions that was not asked for; with it the family is learned anew.
+    for _round in range(len(lock.FAMILY)):
+        family = _family(spec, indexes, roots, uv_program)
+        wanted = [*roots.values(), *sorted(family - set(roots)), *(spec.get("requirements") or [])]
+        found = _compile(spec, indexes, wanted, family, True, pins, uv_program)
+        newcomers = {name for name in found if name in lock.FAMILY} - family
+        if not newcomers:
+            _check_origins(found, indexes, family)
+            packages = [
+                dataclasses.replace(item.pinned, from_torch_index=name in family)
+                for name, item in sorted(found.items())
+            ]
+            return lock.Lock(lock.inputs(spec), tuple(packages))
+        roots.update({name: name for name in newcomers})
     raise NoLock("torch's family did not become complete: report this with the environment's requirements")
+
+
+def _refuse_mirror(url: str, variable: str) -> None:
+    """A lock from a mirror would lack the hashes of every file that no lock named before. Raises NoLock."""
+    if not url.startswith(("http://", "https://")):
+        return
+    try:
+        with contextlib.closing(urls.open_url(f"{hide_credentials(url).rstrip('/')}/", timeout=_PAGE_TIMEOUT)) as page:
+            head = page.read(_HEAD_SIZE)
+    except (OSError, http.client.HTTPException, urls.ConnectionError):
+        return  # what is wrong with it uv will say
+    if GENERATOR.encode("ascii") in head:
+        raise NoLock(
+            f"{_shown(url)} is a mirror that the role wheel_mirror keeps: it has only the files of earlier locks, so a lock made from it "
+            f"would fit no other Python or architecture. Name the index itself in {variable.format('')} and the mirror in "
+            f"{variable.format('mirror_')}"
+        )
+
+
+def _family(spec: Mapping[str, Any], indexes: Indexes, roots: Mapping[str, str], uv_program: str) -> set[str]:
+    """The projects that have to come from the torch index: the roots, and of what they need torch's own libraries. Raises NoLock."""
+    needed = _compile(spec, indexes, list(roots.values()), set(roots), False, None, uv_program)
+    family = {name for name in needed if name in lock.FAMILY or name.startswith(lock.LIBRARIES)}
+    lacking = [name for name in sorted(family) if needed[name].origin != _shown(indexes.torch)]
+    if lacking:
+        raise NoLock(
+            f"torch {spec['torch']} needs {lacking[0]}, which the torch index {_shown(indexes.torch)} does not serve, and which must not "
+            "come from anywhere else. Name an index that holds all of torch's libraries in torch_env_index_base_url"
+        )
+    return family
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A package that uv chose, and the index that it took it from."""
+
+    pinned: lock.Pinned
+    origin: str | None
 
 
 def _compile(
@@ -180,13 +232,14 @@ def _compile(
     indexes: Indexes,
     wanted: Sequence[str],
     family: set[str],
+    explicit: bool,
     pins: str | None,
     uv_program: str,
-) -> list[lock.Pinned]:
-    """One run of uv. Without a family it learns the members' names; with one, these come from the torch index and nothing else does."""
+) -> dict[str, _Found]:
+    """One run of uv. What is wanted of the family comes from the torch index; others may only where that is not explicit."""
     with tempfile.TemporaryDirectory(prefix="gpufleet-lock-") as folder:  # 0700: the URLs may hold credentials
         project = Path(folder) / "pyproject.toml"
-        project.write_text(_project(spec, indexes, wanted, family), encoding="utf-8")
+        project.write_text(_project(spec, indexes, wanted, family, explicit), encoding="utf-8")
         output = Path(folder) / "lock.txt"
         if pins:
             output.write_text(pins, encoding="utf-8")
@@ -202,6 +255,7 @@ def _compile(
         ]
         command += ["--generate-hashes", "--no-build", "--no-annotate", "--emit-index-annotation", "--refresh"]
         command += ["--python-version", str(spec["python"]), "--python-platform", PLATFORMS[spec["arch"]]]
+        command += ["--index-strategy", "first-index"]  # whatever the controller is configured for
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -224,35 +278,47 @@ def _compile(
             cause, remedy = tool.explain(done.stderr)
             raise NoLock(f"uv on the controller says: {cause.rstrip('.')}. {remedy}")
         text = output.read_text(encoding="utf-8")
-    if family:
-        _check_origins(text, indexes, family)
-    return list(lock.pinned(text))
+    origins = _origins(text)
+    return {item.name: _Found(item, origins.get(item.name)) for item in lock.pinned(text)}
 
 
-def _project(spec: Mapping[str, Any], indexes: Indexes, wanted: Sequence[str], family: set[str]) -> str:
-    dependencies = [*wanted, *(spec.get("requirements") or [])]
+def _project(spec: Mapping[str, Any], indexes: Indexes, wanted: Sequence[str], family: set[str], explicit: bool) -> str:
     lines = ["[project]", 'name = "environment"', 'version = "0"', f'requires-python = ">={spec["python"]}"']
-    lines += [f"dependencies = {json.dumps(dependencies)}", "[tool.uv.sources]"]
+    lines += [f"dependencies = {json.dumps(wanted)}", "[tool.uv.sources]"]
     lines += [f'{name} = {{ index = "torch" }}' for name in sorted(family)]
     lines += ["[[tool.uv.index]]", 'name = "torch"', f"url = {json.dumps(indexes.torch)}"]
-    lines += ["explicit = true"] if family else []
+    lines += ["explicit = true"] if explicit else []
     if indexes.packages:
         lines += ["[[tool.uv.index]]", 'name = "packages"', f"url = {json.dumps(indexes.packages)}", "default = true"]
     return "\n".join(lines) + "\n"
 
 
-def _check_origins(text: str, indexes: Indexes, family: set[str]) -> None:
-    """Whether uv took the family, and nothing else, from the torch index: it says so after each package. Raises NoLock."""
-    torch = hide_credentials(indexes.torch).rstrip("/")
+def _origins(text: str) -> dict[str, str]:
+    """{project: URL of its index} as uv says it after each package."""
+    origins: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         if "==" in line and not line.startswith((" ", "#")):
             name = line.partition("==")[0]
         match = _FROM.match(line)
-        origin = hide_credentials(match[1]).rstrip("/") if match else None
-        if (
-            origin is not None
-            and (origin == torch) != (name in family)
-            and not (lock.in_family(name) and name not in family)
-        ):
-            raise NoLock(f"uv took {name} from {origin}, which must not serve it")
+        if match:
+            origins[name] = _shown(match[1])
+    return origins
+
+
+def _shown(url: str) -> str:
+    """An index as uv names it: without credentials, default port and capitals in the host's name."""
+    parts = urlsplit(hide_credentials(url))
+    port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.lower().removesuffix(port))).rstrip("/")
+
+
+def _check_origins(found: Mapping[str, _Found], indexes: Indexes, family: set[str]) -> None:
+    """Whether uv took the family, and nothing else, from the torch index, and all else from the package index. Raises NoLock."""
+    torch, packages = _shown(indexes.torch), _shown(indexes.packages)
+    for name, item in found.items():
+        if (item.origin == torch) != (name in family) or item.origin not in (torch, packages or item.origin):
+            raise NoLock(
+                f"uv took {name} from {item.origin}, which must not serve it. Take what names that index out of uv's configuration on the "
+                "controller (uv.toml)"
+            )

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -273,6 +275,20 @@ def command(playbook: str, hosts: Sequence[str], variables: dict[str, Any], opti
         *(str(CHECKOUT / ".venv/bin/ansible-playbook"), "-i", str(INVENTORY), "--forks", "20", "--tags", "driver"),
         *("-e", json.dumps(settings), *options, str(CHECKOUT / "playbooks" / playbook)),
     ]
+
+
+def kill_controller(pid: int) -> None:
+    """SIGKILL ansible-playbook with everything that it started: its workers have sessions of their own, and would go on for it."""
+    family, waiting = [], [pid]
+    while waiting:
+        family.append(waiting.pop())
+        with contextlib.suppress(OSError):
+            os.kill(family[-1], signal.SIGSTOP)  # it starts nothing more while its children are looked for
+            for task in Path(f"/proc/{family[-1]}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+    for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
 
 
 def play(playbook: str, hosts: Sequence[str], *options: str, limit: float = 1500, **variables: Any) -> Run:

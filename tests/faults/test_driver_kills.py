@@ -126,13 +126,13 @@ def strike(kill: Kill) -> None:
                 )[:44]
                 for pid in targets:
                     with contextlib.suppress(ProcessLookupError):
-                        os.killpg(pid, signal.SIGKILL) if kill.victim == "controller" else os.kill(pid, signal.SIGKILL)
+                        harness.kill_controller(pid) if kill.victim == "controller" else os.kill(pid, signal.SIGKILL)
                 break
             time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=PATIENCE)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            harness.kill_controller(process.pid)
         process.wait()
 
 

@@ -32,6 +32,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.runti
     runtime_actions,
     warn_of_breaking,
 )
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import takeaway
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mounts import REMEDY, is_shared, why_not
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
@@ -47,6 +48,7 @@ def observation_request(desired: t.Mapping[str, t.Any] | None) -> dict[str, t.An
     files = [*DRIVER_PATHS, *SYSTEM_PATHS, COMMAND_PATH]
     for environment in wanted.environments:
         files += [environment_path(wanted, environment.name), *environment_files(wanted.root, environment.name)]
+        files += takeaway.paths(wanted.root, environment.name)
     return {
         "root": wanted.root,
         "environments": [environment.name for environment in wanted.environments],
@@ -142,10 +144,19 @@ def _torch_actions(
             actions.append(Action(f"torch.switch:{name}", "torch", what, serving, data))
         else:
             actions += _proof_actions(environment, seen, data)
+        left = seen.get("leftovers") if wait is None else None  # the build or switch that ends the wait removes them
+        if left:
+            what = f"remove what is left of {listed(left)}"
+            actions.append(Action(f"torch.clean:{name}", "torch", what, "a removal was interrupted", data))
         drift = [] if why else _launcher_drift(host, wanted, name, with_command=position == 0)
         if drift:
             actions.append(
                 Action("torch.launcher", "torch", f"write {listed(drift)}", "it differs or is missing", data)
+            )
+        stale = [] if why else _stale_takeaway(host, environment, wanted)
+        if stale:
+            actions.append(
+                Action(f"torch.takeaway:{name}", "torch", f"write {listed(stale)}", "it differs or is missing", data)
             )
     _check_space(host, builds, wanted, knowledge, notes)
     return actions
@@ -243,10 +254,20 @@ def _proof_actions(
     return []
 
 
+def _stale_takeaway(host: Host, environment: t.Mapping[str, t.Any], wanted: Desired) -> list[str]:
+    """The files for users that do not say what serves; without its lock, which another controller may have, they are left alone."""
+    locked = wanted.locks.get(environment["name"])
+    return _drift(host, takeaway.managed(environment, locked)) if locked else []
+
+
 def _launcher_drift(host: Host, wanted: Desired, name: str, with_command: bool) -> list[str]:
     files = dict(environment_files(wanted.root, name))
     if with_command:
         files[COMMAND_PATH] = command_file(wanted.root)
+    return _drift(host, files)
+
+
+def _drift(host: Host, files: t.Mapping[str, tuple[int, str]]) -> list[str]:
     return [
         path
         for path, (mode, content) in files.items()
@@ -272,5 +293,6 @@ def _check_index(host: Host, environment: t.Mapping[str, t.Any], notes: Notes) -
         notes.refuse(
             "index_unreachable",
             f"the host cannot use the torch index {environment['index_url']}: {silence}",
-            "Check the host's network, name service and proxy, or name a mirror in torch_env_index_base_url.",
+            "Check the host's network, name service and proxy, and the URL (torch_env_index_base_url), or name a mirror of it in "
+            "torch_env_mirror_index_base_url.",
         )

@@ -16,6 +16,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat impor
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.additions import Additions, parse_additions
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.model import STEPS, InvalidDesired
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 
 DEFAULT_ROOT = "/opt/gpufleet/envs"
 COMPANIONS = ("torchvision", "torchaudio")
@@ -56,7 +57,13 @@ _NO_ROOT_BELOW = (
     *("/usr/bin", "/usr/include", "/usr/lib", "/usr/sbin", "/usr/share"),
 )
 
-_PREFIXES = {"driver": "nvidia_driver_", "runtime": "runtime_env_", "proof": "gpu_proof_", "torch": "torch_env_"}
+_PREFIXES = {
+    "driver": "nvidia_driver_",
+    "torch": "torch_env_",
+    "mirror": "torch_env_mirror_",
+    "runtime": "runtime_env_",
+    "proof": "gpu_proof_",
+}
 _DEFAULTS: t.Mapping[str, t.Any] = matrix.DEFAULTS
 _TOP_LEVEL = ("python", "environments", "root", "package_index_url", "keep", "smoke", "switch_after")
 
@@ -94,6 +101,14 @@ class DesiredTorch:
 
 
 @dataclass(frozen=True)
+class DesiredMirror:
+    """Where hosts fetch from instead of the indexes themselves; empty where they do not."""
+
+    index_base_url: str
+    package_index_url: str
+
+
+@dataclass(frozen=True)
 class DesiredEnvironment:
     name: str
     torch: DesiredTorch
@@ -128,9 +143,10 @@ class Desired:
     """Whether nothing but these environments may be touched."""
     root: str
     package_index_url: str
+    mirror: DesiredMirror
     keep: int
-    locks: t.Mapping[str, str]
-    """Environment name to the sha256 of its lock."""
+    locks: t.Mapping[str, lock.Lock]
+    """Environment name to its lock."""
     integrity: str
     """How releases are compared with what was stamped."""
     runtime: DesiredRuntime
@@ -152,6 +168,7 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
             "environments_alone",
             "root",
             "package_index_url",
+            "mirror",
             "keep",
             "smoke",
             "switch_after",
@@ -172,8 +189,9 @@ def parse(given: t.Mapping[str, t.Any] | None) -> Desired:
         environments_alone=top.flag("environments_alone"),
         root=_root(top),
         package_index_url=top.url("package_index_url"),
+        mirror=_mirror(top, torch),
         keep=top.number("keep", 2, 2),
-        locks=dict(top.section("locks").values),
+        locks=_locks(top.section("locks")),
         integrity=top.choice("integrity", INTEGRITY, "sizes"),
         runtime=runtime,
         proof=_proof(top.section("proof")),
@@ -359,6 +377,19 @@ def _torch(section: _Section, default: DesiredTorch | None = None) -> DesiredTor
     )
 
 
+def _mirror(top: _Section, torch: DesiredTorch) -> DesiredMirror:
+    section = top.section("mirror")
+    section.only("index_base_url", "package_index_url")
+    mirror = DesiredMirror(section.url("index_base_url"), section.url("package_index_url"))
+    for key, real in (("index_base_url", torch.index_base_url), ("package_index_url", top.url("package_index_url"))):
+        if real and section.url(key) == real:
+            raise InvalidDesired(
+                f"{section.name(key)} and torch_env_{key} name the same place. Locks are made from the latter, so it has to be the index "
+                "itself; hosts use it too where no mirror is named"
+            )
+    return mirror
+
+
 def _python(section: _Section, key: str, default: str | None = None) -> str | None:
     value = section.text(key, default or "auto")
     if value != "auto" and not _PYTHON.fullmatch(value):
@@ -493,6 +524,17 @@ def _root(top: _Section) -> str:
             "root", f"must be a directory of its own such as {DEFAULT_ROOT}: everything in it belongs to the role"
         )
     return root
+
+
+def _locks(section: _Section) -> dict[str, lock.Lock]:
+    """The locks by environment, as their texts."""
+    found = {}
+    for name, text in section.values.items():
+        try:
+            found[name] = lock.parse(str(text))
+        except lock.InvalidLock as error:
+            raise InvalidDesired(f"{section.name(name)} is no lock: {error}") from None
+    return found
 
 
 def _runtime(section: _Section) -> DesiredRuntime:

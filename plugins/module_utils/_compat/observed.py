@@ -118,6 +118,7 @@ _SHAPE: dict[str, t.Any] = {
             "name": _TEXT,
             "current": _TEXT,
             "releases": [{"id": _TEXT, "stamped": _FLAG}],
+            "leftovers": [_TEXT],
             "python": _TEXT,
             "interpreter_ok": _FLAG,
             "owner": _TEXT,

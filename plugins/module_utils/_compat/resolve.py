@@ -30,6 +30,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.obser
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.runtime import runtime_files
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.torch_stack import resolve_environment
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.unhealthy import unhealthy
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 
 KNOWLEDGE = Knowledge.of(matrix)
 
@@ -185,7 +186,7 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
     }
     built = (host.environment(name).get("stamp") or {}).get("spec") or {}
     if name in wanted.locks:
-        spec["lock"] = wanted.locks[name]
+        spec["lock"] = lock.digest(wanted.locks[name].render())
     elif built.get("lock") and {**spec, "lock": built["lock"]} == built:
         # The controller has no lock, as one that only looks: what was built for these wishes is what is wanted.
         spec["lock"] = built["lock"]
@@ -193,13 +194,17 @@ def _environment(stack: Stack, gpus: list[Gpu], wanted: Desired, host: Host) -> 
         json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     ).hexdigest()
     sm = sorted({gpu.sm for gpu in gpus if gpu.sm}, key=lambda code: (len(code), code))
+    base = wanted.mirror.index_base_url
     return {
         "name": name,
         "spec": spec,
         "spec_digest": digest,
         "release_base": f"{stack.build.replace('+', '-')}-{digest[:8]}",
-        "index_url": stack.index_url,
-        "package_index_url": wanted.package_index_url,
+        "index_url": f"{base}/{stack.tag}" if base and stack.tag else stack.index_url,
+        "package_index_url": wanted.mirror.package_index_url or wanted.package_index_url,
+        # A mirror may hold only what earlier locks name.
+        "lock_index_url": stack.index_url,
+        "lock_package_index_url": wanted.package_index_url,
         "owner": stack.wanted.owner,
         "group": stack.wanted.group,
         "root": wanted.root,

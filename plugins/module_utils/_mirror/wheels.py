@@ -16,6 +16,8 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
 
 PACKAGE_INDEX = "packages/simple"
 TORCH_INDEXES = "whl"
+GENERATOR = "gpufleet.workstation wheel_mirror"
+"""What every page names as its generator: who makes locks tells a mirror, which lacks most files, from an index by it."""
 GLIBC_MINOR = 28
 """Locks are resolved for glibc 2.28: what needs a newer one may not run on every host of the lock."""
 _OLDEST_GLIBC_MINOR = {"x86_64": 5, "aarch64": 17}
@@ -200,6 +202,7 @@ def index_page(projects: t.Iterable[str]) -> str:
 def _page(title: str, lines: list[str]) -> str:
     body = "\n".join(lines)
     return (
-        '<!DOCTYPE html>\n<html>\n<head><meta charset="utf-8"><meta name="pypi:repository-version" content="1.1">'
+        f'<!DOCTYPE html>\n<html>\n<head><meta charset="utf-8"><meta name="generator" content="{GENERATOR}">'
+        '<meta name="pypi:repository-version" content="1.1">'
         f"<title>{title}</title></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     )

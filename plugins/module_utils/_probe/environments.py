@@ -49,13 +49,15 @@ def observe(
 def _environment(host: Host, name: str, path: str, unknown: list[dict[str, str]], hashes: bool) -> dict[str, Any]:
     current = _release(host, path, "current")
     stamps = _usable_stamps(host, path)
-    releases = [entry for entry in host.names(f"{path}/releases") if host.is_dir(f"{path}/releases/{entry}")]
+    entries = [entry for entry in host.names(f"{path}/releases") if host.is_dir(f"{path}/releases/{entry}")]
+    releases = [entry for entry in entries if not entry.startswith(".")]
     found: dict[str, Any] = {
         "name": name,
         "path": path,
         "current": current,
         "previous": _release(host, path, "previous"),
         "releases": [{"id": release, "stamped": release in stamps} for release in releases],
+        "leftovers": [entry[1:] for entry in entries if entry.startswith(".")],
         "python": None,
         "interpreter_ok": False,
         "owner": None,

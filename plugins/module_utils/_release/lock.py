@@ -3,7 +3,8 @@
 """PRIVATE to this collection: the lock of an environment. Every package that it gets, exactly, with the hashes of its files. Pure.
 
 A lock is text: a header that says what it was made for, then two parts in the format of pip's requirements. What belongs to torch's
-family comes from the torch index and nothing else does, so that neither index can replace what the other serves.
+family comes from the torch index and nothing else does, so that neither index can replace what the other serves. Who belongs to the
+family is decided when the lock is made, and the part in which a package stands says it from then on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import typing as t
 
 SCHEMA = 1
 FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
-"""Projects of the torch index, beside everything named nvidia-*."""
-OUTSIDE = ("nvidia-ml-py",)
-"""Projects that are named like torch's libraries and that no build of torch needs: their publisher puts them on PyPI."""
+"""Projects that come from the torch index wherever they occur. Of what is named nvidia-*, that which torch itself needs joins them."""
+LIBRARIES = "nvidia-"
+"""How the names of the libraries begin that torch needs, and others that have nothing to do with it."""
 
 _HEAD = f"# Lock {SCHEMA} of gpufleet.workstation. Made by playbooks/lock.yml; keep it under version control.\n"
 _INPUTS = "# for: "
@@ -38,10 +39,7 @@ class Pinned:
     name: str
     version: str
     hashes: tuple[str, ...]
-
-    @property
-    def from_torch_index(self) -> bool:
-        return in_family(self.name)
+    from_torch_index: bool = False
 
     def requirement(self) -> str:
         """As pip reads it."""
@@ -68,12 +66,6 @@ class Lock:
             (item for item in self.packages if item.from_torch_index == torch_index), key=lambda item: item.name
         )
         return "".join(f"{item.requirement()}\n" for item in chosen)
-
-
-def in_family(name: str) -> bool:
-    """Whether a project has to come from the torch index."""
-    normal = re.sub(r"[-_.]+", "-", name).lower()
-    return normal in FAMILY or (normal.startswith("nvidia-") and normal not in OUTSIDE)
 
 
 def inputs(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -106,21 +98,27 @@ def parse(text: str) -> Lock:
     if not isinstance(made_for, dict):
         raise InvalidLock("its second line does not say what it was made for")
     lock = Lock(made_for, tuple(pinned(body)))
-    if lock.render() != text:
+    astray = [item.name for item in lock.packages if item.name in FAMILY and not item.from_torch_index]
+    if astray:
+        raise InvalidLock(f"it takes {astray[0]} from the package index: make it anew with playbooks/lock.yml")
+    if lock.render() != text or len({item.name for item in lock.packages}) != len(lock.packages):
         raise InvalidLock("it was edited by hand: make it anew with playbooks/lock.yml")
     return lock
 
 
 def pinned(text: str) -> t.Iterator[Pinned]:
-    """Read pinned requirements, as uv and pip write them."""
+    """Read pinned requirements, as uv and pip write them; where they are a lock's, with the index of their part."""
+    from_torch_index = False
     for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
+        if line in _PARTS:
+            from_torch_index = line == _PARTS[0]
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _PINNED.match(line.strip())
         if not match:
             raise InvalidLock(f"{line.strip()[:80]!r} is no requirement with one version and its hashes")
         hashes = tuple(sorted(part.rpartition(":")[2] for part in match[3].split()))
-        yield Pinned(re.sub(r"[-_.]+", "-", match[1]).lower(), match[2], hashes)
+        yield Pinned(re.sub(r"[-_.]+", "-", match[1]).lower(), match[2], hashes, from_torch_index)
 
 
 def difference(before: Lock | None, after: Lock) -> list[str]:
@@ -135,6 +133,10 @@ def difference(before: Lock | None, after: Lock) -> list[str]:
             lines.append(f"+ {name} {new[name].version}")
         elif old[name].version != new[name].version:
             lines.append(f"~ {name} {old[name].version} -> {new[name].version}")
+        elif old[name].from_torch_index != new[name].from_torch_index:
+            lines.append(
+                f"~ {name} {new[name].version}: from the {'torch' if new[name].from_torch_index else 'package'} index"
+            )
         elif old[name].hashes != new[name].hashes:
             lines.append(f"~ {name} {new[name].version}: other files")
     return lines

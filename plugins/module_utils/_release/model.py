@@ -65,6 +65,11 @@ class Layout:
         return os.path.join(self.home, "stamps")
 
     @property
+    def takeaway(self) -> str:
+        """What of the release that serves users may carry elsewhere, see takeaway.py."""
+        return os.path.join(self.home, "takeaway")
+
+    @property
     def cache(self) -> str:
         return os.path.join(self.root, ".cache")
 
@@ -127,7 +132,7 @@ class Request:
     smoke: tuple[str, ...] = ()
     """A command that has to succeed before a release may become current."""
     variables: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What the smoke command finds in its environment, besides what runtime.env holds."""
+    """What the smoke command and the files that users take away find, besides what runtime.env holds."""
     switch_after: str = "static"
     """The level of proof that a release has to pass before it may become current."""
     gpus: tuple[str, ...] = ()
@@ -280,7 +285,7 @@ def check_limits(request: Request) -> None:
 def is_foreign(names: t.Iterable[str]) -> bool:
     """Whether a directory in the root, by the names in it, is somebody else's and not an environment of ours, however unfinished."""
     entries = {name for name in names if not name.startswith(".")}
-    ours = {"releases", "stamps", "bin", "current", "previous", "runtime.env"}
+    ours = {"releases", "stamps", "bin", "current", "previous", "runtime.env", "takeaway"}
     return bool(entries - ours) and "stamps" not in entries
 
 

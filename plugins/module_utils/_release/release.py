@@ -22,9 +22,11 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
     build,
     contents,
     gate,
+    lock,
     manifest,
     startup,
     store,
+    takeaway,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     SCHEMA,
@@ -117,7 +119,7 @@ class Operation:
         self.warnings: list[str] = []
         self.before: store.State = store.State({}, None, None)
         self.after: store.State = self.before
-        self.files: list[str] = []
+        self.changes: list[str] = []
         self.what = ""
 
     @contextlib.contextmanager
@@ -139,13 +141,15 @@ class Operation:
         """Make the asked release current."""
         request = self.request
         check_present(request)
+        if request.lock:
+            check_lock(request)
         gid = self._check_people(request.owner, request.group)
         with self._changing():
             decision = decide(self.before, request, self.layout)
             self.what = f"{decision.kind} {decision.release_id}: {decision.reason}"
             outdated = store.outdated_files(self._launchers())
             if decision.kind == "keep" and not outdated and self._home_is_right(gid):
-                return self._result(changed=False)
+                return self._clean_up()
             if self.check_mode:
                 self._predict(decision.release_id, outdated)
                 return self._result(changed=True)
@@ -173,7 +177,7 @@ class Operation:
                     self._stamp({**stamp, **people, "proof": self._proof_for_stamp()})
             if self.pending is not None:
                 self._stage(decision.release_id)
-                return self._result(changed=decision.kind == "build")
+                return self._result(changed=decision.kind == "build" or bool(self.removed))
             if decision.kind in ("build", "switch"):
                 self._smoke(decision.release_id, request.owner)
             self._finish(decision.release_id, outdated)
@@ -218,6 +222,7 @@ class Operation:
             self._stamp({**stamp, "proof": self._proof_for_stamp()})
             self._smoke(target, owner)
             with self.step("switch"):
+                store.remove_tree(self.layout.takeaway)  # it describes what serves until now
                 self.after = store.switch(self.layout, self.before, target)
             return self._result(changed=True)
 
@@ -242,7 +247,7 @@ class Operation:
                         os.unlink(self.layout.link(which))
                 for release_id in self.before.releases:
                     store.remove_release(self.layout, release_id)
-                    self.removed.append(release_id)
+                    self.removed.append(store.id_of(release_id))
                 store.remove_tree(self.layout.home)
                 store.remove_tree(self.layout.job)
                 if not [name for name in os.listdir(self.layout.root) if not name.startswith(".")]:
@@ -331,7 +336,18 @@ class Operation:
         files = startup.environment_files(self.layout.root, self.layout.name)
         if self.request.launcher:
             files[self.request.launcher] = startup.command_file(self.layout.root)
+        if self.request.lock:
+            files.update(takeaway.managed(self._environment(), lock.parse(self.request.lock)))
         return files
+
+    def _environment(self) -> dict[str, t.Any]:
+        """What the plan says of the environment, as far as the files that users take away depend on it."""
+        of_the_plan = ("spec", "index_url", "package_index_url", "variables")
+        return {
+            "name": self.layout.name,
+            "root": self.layout.root,
+            **{key: getattr(self.request, key) for key in of_the_plan},
+        }
 
     def _home_mode(self, gid: int) -> tuple[int, int]:
         return gid, 0o750 if gid else 0o755
@@ -410,12 +426,23 @@ class Operation:
                 if name.startswith("."):
                     os.unlink(os.path.join(directory, name))
 
-    def _remove_unused(self, release_ids: list[str]) -> None:
-        directories = [self.layout.release(release_id) for release_id in release_ids]
+    def _clean_up(self) -> dict[str, t.Any]:
+        """Remove what interrupted removals left beside the release that serves well; in check mode see what that would be."""
+        left = self.before.leftovers
+        if left:
+            self.what += f"; remove what is left of {', '.join(map(store.id_of, left))}"
+            with self.step("prune"):
+                self._remove_unused(left)
+            self.changes = [f"removed: what was left of {release_id}" for release_id in self.removed]
+        return self._result(changed=bool(self.removed))
+
+    def _remove_unused(self, names: list[str]) -> None:
+        directories = [self.layout.release(name) for name in names]
         users = users_of(directories)
         pinned = self.host.pinned(self.layout.root, self.warnings.append) if directories else {}
-        for release_id, directory in zip(release_ids, directories):
-            overlays = (pinned or {}).get(os.path.realpath(directory))
+        for name, directory in zip(names, directories):
+            release_id = store.id_of(name)
+            overlays = (pinned or {}).get(os.path.realpath(self.layout.release(release_id)))
             if overlays:
                 self.warnings.append(f"{release_id} is kept, because overlays see it: {', '.join(overlays[:5])}")
             elif pinned is None:
@@ -423,7 +450,8 @@ class Operation:
             elif users is None or users[directory]:
                 self.warnings.append(f"{release_id} is kept, because a process may still use it")
             else:
-                store.remove_release(self.layout, release_id)
+                if not self.check_mode:
+                    store.remove_release(self.layout, name)
                 self.removed.append(release_id)
 
     def _prove(self, release_id: str, expect: dict[str, t.Any], owner: str, level: str) -> None:
@@ -495,7 +523,7 @@ class Operation:
     def _finish(self, release_id: str, outdated: list[str]) -> None:
         with self.step("launchers"):
             store.write_files(self._launchers(), outdated)
-            self.files = outdated
+            self.changes = _written(outdated)
         with self.step("switch"):
             state = store.switch(self.layout, store.read_state(self.layout), release_id)
         with self.step("prune"):
@@ -503,7 +531,7 @@ class Operation:
         self.after = store.read_state(self.layout)
 
     def _predict(self, release_id: str, outdated: list[str]) -> None:
-        self.files = outdated
+        self.changes = _written(outdated)
         releases = dict(self.before.releases)
         releases.setdefault(release_id, None)
         previous = self.before.current if self.before.current not in (None, release_id) else self.before.previous
@@ -526,15 +554,18 @@ class Operation:
                 "before_header": f"{self.layout.home} (now)",
                 "after_header": f"{self.layout.home} ({self.what})",
                 "before": _describe(self.before, []),
-                "after": _describe(self.after, self.files),
+                "after": _describe(self.after, self.changes),
             },
         }
 
 
-def _describe(state: store.State, files: list[str]) -> str:
-    lines = [f"current: {state.current or '-'}", f"previous: {state.previous or '-'}"]
-    lines += [f"written: {path}" for path in files]
+def _describe(state: store.State, changes: list[str]) -> str:
+    lines = [f"current: {state.current or '-'}", f"previous: {state.previous or '-'}", *changes]
     return "\n".join(lines) + "\n"
+
+
+def _written(paths: list[str]) -> list[str]:
+    return [f"written: {path}" for path in paths]
 
 
 def _not_proven(release_id: str, proof: Proof) -> ReleaseError:

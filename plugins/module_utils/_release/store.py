@@ -3,7 +3,8 @@
 """PRIVATE to this collection: what lies on the disk for one environment (releases, stamps, links) and how that is changed safely.
 
 A release counts only with its stamp, and the stamp is the last thing that is written. Files are replaced by rename(2) after
-fsync(2), links by rename(2): whoever looks sees the old state or the new one.
+fsync(2), links by rename(2): whoever looks sees the old state or the new one. What is removed first gets a name that no release
+can have: a removal that is interrupted leaves what is certainly nobody's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mode
 )
 
 _ID_SEPARATOR = "."
+_REMOVED = "."
+"""Begins the name of a directory that was a release and is being removed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,16 @@ class State:
     @property
     def stamped(self) -> dict[str, dict[str, t.Any]]:
         return {release_id: stamp for release_id, stamp in self.releases.items() if stamp is not None}
+
+    @property
+    def leftovers(self) -> list[str]:
+        """Those of the unstamped whose removal began and did not end."""
+        return [name for name in self.releases if name.startswith(_REMOVED)]
+
+
+def id_of(name: str) -> str:
+    """The id of a release, also of one that is being removed."""
+    return name[len(_REMOVED) :] if name.startswith(_REMOVED) else name
 
 
 def read_state(layout: Layout) -> State:
@@ -164,7 +177,7 @@ def unusable(layout: Layout, release_id: str, stamp: dict[str, t.Any], hashes: b
 
 def next_id(state: State, layout: Layout, base: str) -> str:
     """An id that no release of this environment has or had: ``base``, then ``base.2``, ``base.3`` and so on."""
-    taken = set(state.releases)
+    taken = {id_of(name) for name in state.releases}
     with contextlib.suppress(FileNotFoundError):
         taken |= {name.rpartition(_ID_SEPARATOR)[0] for name in os.listdir(layout.stamps)}
     numbers = [1] if base in taken else []
@@ -256,12 +269,18 @@ def prunable(state: State, keep: int, staged: str | None = None) -> list[str]:
     return [release_id for release_id in state.releases if release_id not in kept]
 
 
-def remove_release(layout: Layout, release_id: str) -> None:
-    """Remove a release; its stamp goes first, so that what is left of it can never be switched to. Raises OSError."""
+def remove_release(layout: Layout, name: str) -> None:
+    """Remove a release, or one of the leftovers. Its name goes first: what is left can neither serve nor be mistaken. Raises OSError."""
+    release_id = id_of(name)
+    removed = layout.release(_REMOVED + release_id)
+    if name == release_id:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(layout.release(release_id), removed)
+            _sync_directory(layout.releases)
     for path in (layout.stamp(release_id), layout.manifest(release_id), layout.hashes(release_id)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-    remove_tree(layout.release(release_id))
+    remove_tree(removed)
 
 
 def remove_tree(path: str) -> None:

@@ -1,6 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection: an environment as files for other tools, from the same lock that the hosts obey. Pure.
+"""PRIVATE to this collection: an environment as files for other tools, from the lock that its release was built from. Pure.
+
+They lie beside the releases and describe the one that serves. What they say depends on root, variables and indexes too, so that they
+are compared like every other managed file.
 
 pip knows no index for a single package: one file with two indexes would let either replace what the other serves. So the files are
 two, one for each index, and installed one after the other.
@@ -9,15 +12,31 @@ two, one for each index, and installed one after the other.
 from __future__ import annotations
 
 import json
+import os
 import typing as t
 import urllib.parse
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.lock import Lock
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import Layout, hide_credentials
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import MARK
 
 TORCH_FILE, REST_FILE, CONSTRAINTS_FILE = "requirements-torch.txt", "requirements.txt", "constraints.txt"
-_MADE = "# Made by gpufleet.workstation from its lock of the environment {name}, for Python {python} on {arch}; changes are overwritten.\n"
+NAMES = (TORCH_FILE, REST_FILE, CONSTRAINTS_FILE, "Dockerfile", "kernel.json")
+_MADE = (
+    f"# {MARK} from its lock of the environment {{name}}, for Python {{python}} on {{arch}}; changes are overwritten.\n"
+)
 _INSTALL = "pip install --no-deps --require-hashes"
+
+
+def paths(root: str, name: str) -> list[str]:
+    """Where the files of an environment lie."""
+    return [os.path.join(Layout(root, name).takeaway, file) for file in NAMES]
+
+
+def managed(environment: t.Mapping[str, t.Any], lock: Lock) -> dict[str, tuple[int, str]]:
+    """{path: (mode, content)} of one environment of a plan."""
+    contents = files(environment, lock)
+    return {path: (0o644, contents[os.path.basename(path)]) for path in paths(environment["root"], environment["name"])}
 
 
 def files(environment: t.Mapping[str, t.Any], lock: Lock) -> dict[str, str]:
@@ -75,4 +94,5 @@ def kernel(environment: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"{environment['name']} (torch {environment['spec']['torch']})",
         "language": "python",
+        "metadata": {"comment": f"{MARK}; changes are overwritten."},
     }

@@ -20,7 +20,7 @@ import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.actions import COMMAND_PATH
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import stamp
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock, takeaway
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.startup import (
     command_file,
     environment_files,
@@ -235,15 +235,17 @@ class Fleet:
         return Run(done.returncode, done.stdout + done.stderr)
 
     def _locked(self, observation: dict[str, Any], environments: list[dict[str, Any]]) -> dict[str, str]:
-        """Put a lock of every environment beside the inventory, as an earlier run would have; return their digests."""
-        digests = {}
+        """Put a lock of every environment beside the inventory, as an earlier run would have; return their texts."""
+        texts = {}
         for item in resolve(observation, {"environments": environments})["environments"]:
-            text = lock.Lock(lock.inputs(item["spec"]), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,)),)).render()
+            text = lock.Lock(
+                lock.inputs(item["spec"]), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,), True),)
+            ).render()
             path = self.folder / ".gpufleet/locks" / lock.file_name(item["spec"])
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-            digests[item["name"]] = lock.digest(text)
-        return digests
+            texts[item["name"]] = text
+        return texts
 
     def _provisioned(self, observation: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """What the host shows once everything that the planner wants is there."""
@@ -268,6 +270,7 @@ class Fleet:
         managed = {row["path"]: (int(row["mode"], 8), row["content"]) for row in plan["runtime"]["files"]}
         for item in plan["environments"]:
             managed.update(environment_files(item["root"], item["name"]))
+            managed.update(takeaway.managed(item, lock.parse(locks[item["name"]])))
             managed[COMMAND_PATH] = command_file(item["root"])
         for path, (mode, content) in managed.items():
             digest = hashlib.sha256(content.encode()).hexdigest()

@@ -68,6 +68,14 @@ def test_a_host_got_its_environment_from_the_mirror(mirror, host_named, name):
     assert projects == {"torch", "torchvision", "torchaudio"}
 
 
+@pytest.mark.parametrize("name", CLIENTS)
+def test_what_users_take_away_names_the_mirror(mirror, host_named, name):
+    folder = "/opt/gpufleet/envs/base/takeaway"
+    text = host_named(name).file(f"{folder}/requirements-torch.txt").content_string
+    assert f"--index-url http://{address(mirror)}:8080/whl/cu128\n" in text
+    assert "torch==2.9.1+cu128" in text
+
+
 def test_only_what_is_complete_is_served_and_by_an_unprivileged_process(mirror):
     mirror.check_output(f"mkdir -p {ROOT}/.incoming && cp {ROOT}/files/*/uv-*.whl {ROOT}/.incoming/uv.whl.partial")
     assert status(mirror, "/packages/simple/uv/") == 200
@@ -91,6 +99,19 @@ def test_a_setting_that_nginx_cannot_read_changes_nothing(mirror, play, upstream
     assert mirror.file(SITE).content_string == before
     assert mirror.check_output("ls /etc/nginx/conf.d") == "gpufleet-wheels.conf"
     assert status(mirror, "/packages/simple/uv/") == 200
+
+
+def test_locks_are_made_from_the_indexes_although_hosts_use_the_mirror(mirror, play):
+    """From the mirror they would lack every file that no lock named before."""
+    url = f"http://{address(mirror)}:8080"
+    options = ("-e", "gpufleet_hosts=ws-wsl,ws-mixed", "-e", "gpufleet_state_dir=.state/molecule-mirror")
+    hosts_use = ("-e", f"torch_env_mirror_index_base_url={url}/whl")
+    done = play("playbooks/lock.yml", *options, *hosts_use)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("unchanged\n") == 2  # one lock for each of the two Pythons
+    refused = play("playbooks/lock.yml", *options, "-e", f"torch_env_index_base_url={url}/whl")
+    assert refused.returncode != 0
+    assert "is a mirror that the role wheel_mirror keeps" in " ".join(refused.stdout.split())
 
 
 def test_contradicting_settings_are_refused_before_anything_is_done(mirror, play):

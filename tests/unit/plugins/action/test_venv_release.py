@@ -159,9 +159,18 @@ def test_a_connection_that_drops_meanwhile_is_tried_again(clock: list[str]) -> N
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_connection_that_drops_before_the_first_answer_is_tried_again() -> None:
+    action = Dropping({"name": "base"}, [LOST, GOING_ON, {"changed": True}])
+    assert action.run(None, {})["changed"]
+    assert [call.get("follow") for call in action.executed] == [None, "a.b"]
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_connection_that_stays_lost_says_that_the_build_goes_on() -> None:
     action = Dropping({"name": "base"}, [GOING_ON, *[LOST] * 100])
-    with pytest.raises(AnsibleConnectionFailure, match=r"remote host\. The build goes on there\. Run again"):
+    with pytest.raises(
+        AnsibleConnectionFailure, match=r"remote host\. A build that has begun goes on there\. Run again"
+    ):
         action.run(None, {})
     assert len(action.answers) == 100 - 1 - venv_release.PATIENCE // venv_release.RETRY
 
@@ -171,5 +180,5 @@ def test_a_host_that_stays_out_of_reach_says_that_the_build_goes_on() -> None:
     answer = Dropping({"name": "base"}, [GOING_ON, *[AWAY] * 100]).run(None, {})
     assert answer["unreachable"]
     assert answer["msg"].startswith(
-        "Timeout (12s) waiting for privilege escalation prompt. The build goes on there. Run"
+        "Timeout (12s) waiting for privilege escalation prompt. A build that has begun goes on there. Run"
     )

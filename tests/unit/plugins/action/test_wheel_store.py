@@ -43,7 +43,7 @@ class Action(wheel_store.ActionModule):
 def write_lock(folder: Path, name: str = "base") -> str:
     """A lock where playbooks/lock.yml writes it, with the files that lie beside one."""
     inputs = {"name": name, "python": "3.11", "arch": "x86_64", "torch": "2.9.1+cu128"}
-    text = lock.Lock(inputs, (lock.Pinned("torch", "2.9.1+cu128", ("a" * 64,)),)).render()
+    text = lock.Lock(inputs, (lock.Pinned("torch", "2.9.1+cu128", ("a" * 64,), True),)).render()
     path = folder / name / "torch-2.9.1+cu128-cp311-x86_64-01234567.txt"
     beside = path.with_suffix("")
     beside.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpufleet.workstation.plugins.module_utils._mirror import wheels
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks, uv
 
@@ -41,8 +43,10 @@ def environment(url: str, wanted: dict[str, Any]) -> dict[str, Any]:
         "name": wanted["name"],
         "root": "/opt/gpufleet/envs",
         "spec": wanted,
-        "index_url": f"{url}/cu128",
-        "package_index_url": f"{url}/packages",
+        "lock_index_url": f"{url}/cu128",
+        "lock_package_index_url": f"{url}/packages",
+        "index_url": "http://127.0.0.1:9/cu128",  # a mirror, which no lock is made from
+        "package_index_url": "http://127.0.0.1:9/packages",
         "variables": {},
     }
 
@@ -72,16 +76,15 @@ def test_a_lock_holds_everything_with_hashes_of_the_files(served: tuple[Path, st
     wheel = next((served[0] / "cu128/torch").glob("torch-2.9.1*.whl"))
     text = locked.path.read_text()
     assert f"sha256:{uv.tool.sha256_of(str(wheel))}" in text
-    assert locked.digest == lock.digest(text)
+    assert locked.text == text
     assert locked.written
-    assert (locked.path.with_suffix("") / "Dockerfile").exists()
     assert "+ torch 2.9.1+cu128" in locked.changes
 
 
 def test_a_lock_that_is_there_is_taken_without_asking_an_index(served: tuple[Path, str], tmp_path: Path) -> None:
     first = ensure(served[1], tmp_path, spec())
     again = ensure("http://127.0.0.1:9", tmp_path, spec())
-    assert (again.digest, again.changes, again.written) == (first.digest, [], False)
+    assert (again.text, again.changes, again.written) == (first.text, [], False)
 
 
 def test_versions_change_only_on_request(served: tuple[Path, str], tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_versions_change_only_on_request(served: tuple[Path, str], tmp_path: Pat
         assert old.path.read_text() == text
         upgraded = ensure(served[1], tmp_path, spec(requirements=["plainpkg"]), upgrade=True)
         assert upgraded.changes == ["~ plainpkg 2.0 -> 3.0"]
-        assert upgraded.digest != old.digest
+        assert upgraded.text == old.path.read_text() != text
     finally:
         wheel.unlink()
         tiny_index.write_index(served[0] / "packages")
@@ -291,9 +294,136 @@ def test_the_difference_names_what_comes_goes_and_changes() -> None:
     assert lock.difference(of(a="1", b="1", c="1"), of(b="1", c="2", d="1")) == ["- a 1", "~ c 1 -> 2", "+ d 1"]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("torch", True), ("Pytorch_Triton", True), ("nvidia-cudnn-cu12", True), ("nvidia_ml_py", False), ("numpy", False)],
-)
-def test_which_projects_have_to_come_from_the_torch_index(name: str, expected: bool) -> None:
-    assert lock.in_family(name) is expected
+def test_a_package_that_is_taken_from_another_index_is_a_change() -> None:
+    here, there = (lock.Lock({}, (lock.Pinned("nvidia-x", "1", ("0" * 64,), side),)) for side in (True, False))
+    assert lock.difference(here, there) == ["~ nvidia-x 1: from the package index"]
+    assert lock.difference(there, here) == ["~ nvidia-x 1: from the torch index"]
+
+
+@pytest.mark.parametrize("name", lock.FAMILY)
+def test_a_lock_that_takes_torch_from_the_package_index_is_none(name: str) -> None:
+    text = lock.Lock({"name": "base"}, (lock.Pinned(name, "1", ("0" * 64,)),)).render()
+    with pytest.raises(lock.InvalidLock, match=f"{name} from the package index"):
+        lock.parse(text)
+
+
+def test_a_lock_that_takes_one_project_from_both_indexes_is_none() -> None:
+    twice = tuple(lock.Pinned("nvidia-x", "1", ("0" * 64,), side) for side in (True, False))
+    with pytest.raises(lock.InvalidLock, match="edited by hand"):
+        lock.parse(lock.Lock({"name": "base"}, twice).render())
+
+
+def test_a_lock_keeps_which_index_each_package_is_from() -> None:
+    packages = tuple(
+        lock.Pinned(name, "1", ("0" * 64,), name != "nvidia-b") for name in ("nvidia-a", "nvidia-b", "torch")
+    )
+    assert lock.parse(lock.Lock({"name": "base"}, packages).render()).packages == (
+        packages[0],
+        packages[2],
+        packages[1],
+    )
+
+
+@contextlib.contextmanager
+def indexes(torch: dict[str, tuple[str, ...]], packages: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """The tiny indexes with further projects, {name: what it requires}; those of the package index are version 2."""
+    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
+        home = {True: Path(directory) / "cu128", False: Path(directory) / "packages"}
+        tiny_index.tiny_torch_index(home[True])
+        tiny_index.tiny_package_index(home[False])
+        for side, projects in ((True, torch), (False, packages)):
+            for name, requires in projects.items():
+                version = "2.9.1+cu128" if name == "torch" else "1.0" if side else "2.0"
+                tiny_index.write_wheel(home[side] / name, name, version, {f"{name}.py": ""}, requires)
+            tiny_index.write_index(home[side])
+        with tiny_index.serve(Path(directory)) as url:
+            yield url
+
+
+def parts(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What a lock takes from the torch index, and what from the package index."""
+    packages = lock.parse(path.read_text()).packages
+    torch, rest = (
+        {item.name: item.version for item in packages if item.from_torch_index == side} for side in (True, False)
+    )
+    return torch, rest
+
+
+@pytest.mark.parametrize("torch", [{}, {"nvidia-other": ()}], ids=["packages", "both"])
+@pytest.mark.parametrize("requirement", ["nvidia_other", "needsother"])
+def test_a_library_of_nvidia_s_that_torch_does_not_need_comes_from_the_package_index(
+    tmp_path: Path, torch: dict[str, tuple[str, ...]], requirement: str
+) -> None:
+    """Also where the torch index has one of its name, and whether it is asked for or only needed."""
+    with indexes(torch, {"nvidia-other": (), "needsother": ("nvidia-other", "nvidia-tiny")}) as url:
+        locked = ensure(url, tmp_path, spec(requirements=[requirement]))
+    family, rest = parts(locked.path)
+    assert sorted(family) == ["nvidia-small", "nvidia-tiny", "torch", "torchaudio", "torchvision"]
+    assert rest["nvidia-other"] == "2.0"
+
+
+def test_what_torch_needs_is_never_looked_for_on_the_package_index(tmp_path: Path) -> None:
+    """Dependency confusion: the torch index lacks a library, and anybody could put one of its name onto the package index."""
+    with (
+        indexes({"torch": ("nvidia-absent",)}, {"nvidia-absent": ()}) as url,
+        pytest.raises(
+            locks.NoLock, match=r"needs nvidia-absent, which the torch index .*/cu128 does not serve.*base_url"
+        ),
+    ):
+        ensure(url, tmp_path, spec())
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_a_strategy_that_the_controller_is_configured_for_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a one takes the highest version of all indexes."""
+    monkeypatch.setenv("UV_INDEX_STRATEGY", "unsafe-best-match")
+    with indexes({"torch": ("nvidia-loose",), "nvidia-loose": ()}, {"nvidia-loose": ()}) as url:
+        family, _rest = parts(ensure(url, tmp_path, spec()).path)
+    assert family["nvidia-loose"] == "1.0"
+
+
+def test_what_a_requirement_needs_of_torch_s_family_comes_from_the_torch_index(tmp_path: Path) -> None:
+    with indexes({}, {"vision-models": ("torchvision",), "torchvision": ()}) as url:
+        locked = ensure(url, tmp_path, spec(companions={}, requirements=["vision-models"]))
+    family, rest = parts(locked.path)
+    assert (family["torchvision"], rest) == ("0.24.1+cu128", {"vision-models": "2.0"})
+
+
+@pytest.mark.parametrize("side", ["cu128", "packages"])
+def test_a_lock_is_not_made_from_a_mirror(tmp_path: Path, side: str) -> None:
+    """What it lacks would be missing from the lock for good."""
+    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
+        tiny_index.tiny_torch_index(Path(directory) / "cu128")
+        tiny_index.tiny_package_index(Path(directory) / "packages")
+        (Path(directory) / side / "index.html").write_text(wheels.index_page(["torch", "plainpkg"]))
+        variable = {"cu128": "index_base_url", "packages": "package_index_url"}[side]
+        with (
+            tiny_index.serve(Path(directory)) as url,
+            pytest.raises(
+                locks.NoLock, match=f"/{side} is a mirror.* in torch_env_{variable} and .*_env_mirror_{variable}"
+            ) as caught,
+        ):
+            ensure(url.replace("http://", "http://bob:s3cret@"), tmp_path, spec(requirements=["plainpkg"]))
+    assert "s3cret" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_an_index_that_the_controller_s_own_configuration_adds_is_refused(
+    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes the lock must not matter where the package index is named."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "config/uv").mkdir(parents=True)
+    extra = tmp_path / "extra"
+    tiny_index.write_wheel(extra / "plainpkg", "plainpkg", "99.0", {"plainpkg.py": ""})
+    tiny_index.write_index(extra)
+    (tmp_path / "config/uv/uv.toml").write_text(f'[[index]]\nname = "extra"\nurl = "file://{extra}"\n')
+    with pytest.raises(locks.NoLock, match=rf"plainpkg from file://{extra}, which must not serve it\..*uv\.toml"):
+        ensure(served[1], tmp_path / "locks", spec(requirements=["plainpkg"]))
+
+
+def test_an_index_is_recognised_however_its_url_is_written(served: tuple[Path, str], tmp_path: Path) -> None:
+    url = served[1].replace("http://127.0.0.1", "http://LocalHost")
+    assert set(parts(ensure(url, tmp_path, spec()).path)[0]) >= {"torch", "nvidia-tiny"}

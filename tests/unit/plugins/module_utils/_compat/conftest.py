@@ -315,6 +315,8 @@ def carry_out() -> Callable[..., Observation]:
                 seen["os"].setdefault("pythons", {})[version] = f"/usr/bin/python{version}"
             elif kind == "torch.build":
                 _build(seen, plan, data["environment"])
+            elif kind == "torch.clean":
+                next(one for one in seen["environments"] if one["name"] == data["environment"])["leftovers"] = []
             elif kind == "runtime.file":
                 files[data["path"]] = _file(data["content"], data["mode"]) if data["state"] == "present" else None
             elif kind == "runtime.block":
@@ -411,6 +413,7 @@ def _build(seen: Observation, plan: dict[str, Any], name: str) -> None:
             "current": release,
             "previous": None,
             "releases": [{"id": release, "stamped": True}],
+            "leftovers": [],
             "interpreter_ok": True,
             "owner": entry["owner"],
             "group": entry["group"],

@@ -523,6 +523,24 @@ def test_a_release_that_is_there_is_switched_to_without_a_build(converged: dict[
     assert ids(resolve(converged)) == ["torch.build:base", "torch.switch:base", "proof.run:base"]
 
 
+def test_what_an_interrupted_removal_left_is_cleaned_once(converged: dict[str, Any], carry_out: Any) -> None:
+    converged["environments"][0]["leftovers"] = ["2.8.0-cu128-00000000", "2.9.0-cu128-11111111"]
+    plan = resolve(converged)
+    assert ids(plan) == ["torch.clean:base"]
+    (action,) = plan["environments"][0]["actions"]
+    assert action["what"] == "remove what is left of 2.8.0-cu128-00000000 and 2.9.0-cu128-11111111"
+    assert action["data"] == {"environment": "base"}
+    assert resolve(carry_out(converged, plan))["actions"] == []
+    built = resolve(converged, {"torch": {"version": "2.10.0"}})
+    assert ids(built) == ["torch.build:base", "torch.switch:base", "torch.clean:base", "proof.run:base"]
+
+
+def test_a_release_without_a_stamp_is_nothing_to_clean(converged: dict[str, Any]) -> None:
+    """It may be one that is being built, or one whose stamp is damaged."""
+    converged["environments"][0]["releases"].append({"id": "2.9.0-cu128-11111111", "stamped": False})
+    assert resolve(converged)["actions"] == []
+
+
 def test_a_new_owner_is_an_action(converged: dict[str, Any]) -> None:
     plan = resolve(converged, {"environments": [{"name": "base", "owner": "ann", "group": "ml"}]})
     assert ids(plan) == ["torch.owner:base", "proof.run:base"]

@@ -156,6 +156,16 @@ def test_a_switch_given_on_the_command_line_is_a_switch(word: Any) -> None:
         ({"python": "python3"}, "torch_env_python"),
         ({"python": "2.7"}, "torch_env_python"),
         ({"package_index_url": "pypi"}, "torch_env_package_index_url"),
+        ({"mirror": {"index_base_url": "mirror/whl"}}, "torch_env_mirror_index_base_url .*http, https or file"),
+        ({"mirror": {"url": "https://m"}}, "there is no 'url'"),
+        (
+            {"torch": {"index_base_url": "https://m/whl"}, "mirror": {"index_base_url": "https://m/whl/"}},
+            "torch_env_mirror_index_base_url .*and torch_env_index_base_url name the same place",
+        ),
+        (
+            {"package_index_url": "https://m/simple", "mirror": {"package_index_url": "https://m/simple"}},
+            "torch_env_mirror_package_index_url .*and torch_env_package_index_url name the same place",
+        ),
         ({"keep": 1}, "torch_env_keep .*at least 2"),
         ({"keep": "many"}, "torch_env_keep"),
         ({"root": "envs"}, "torch_env_root .*absolute"),

@@ -47,6 +47,7 @@ def test_an_idle_host_switches_to_what_is_staged(serving: dict[str, Any]) -> Non
 def test_a_busy_host_needs_no_action_and_is_pending_with_who_is_busy(serving: dict[str, Any]) -> None:
     seen = staged(serving, NEWER)
     seen["driver"]["processes"] = [DESKTOP, JOB]
+    seen["environments"][0]["leftovers"] = ["2.8.0-cu128-00000000"]
     plan = resolve(seen, NEWER)
     assert plan["feasible"]
     assert plan["actions"] == plan["environments"][0]["actions"] == []

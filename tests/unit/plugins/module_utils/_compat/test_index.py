@@ -25,6 +25,28 @@ def test_silent_index_is_refused_with_its_address_and_the_cause(answer):
     assert "https://download.pytorch.org/whl/cu128" in refusal["reason"]
     assert answer["error"] in refusal["reason"]
     assert "torch_env_index_base_url" in refusal["remedy"]
+    assert "torch_env_mirror_index_base_url" in refusal["remedy"]
+
+
+def test_hosts_install_from_a_mirror_and_locks_are_made_from_the_index():
+    mirror = {"index_base_url": "http://m.lan:8080/whl/", "package_index_url": "http://m.lan:8080/packages/simple"}
+    plan = resolve(FRESH, {"mirror": mirror, "package_index_url": "https://pypi.example/simple"})
+    (environment,) = plan["environments"]
+    assert (environment["index_url"], environment["package_index_url"]) == (
+        "http://m.lan:8080/whl/cu128",
+        "http://m.lan:8080/packages/simple",
+    )
+    assert (environment["lock_index_url"], environment["lock_package_index_url"]) == (
+        "https://download.pytorch.org/whl/cu128",
+        "https://pypi.example/simple",
+    )
+    assert urls_to_ask(plan) == ["http://m.lan:8080/whl/cu128/torch/"]
+
+
+def test_without_a_mirror_hosts_install_from_what_locks_are_made_from():
+    (environment,) = resolve(FRESH)["environments"]
+    assert environment["index_url"] == environment["lock_index_url"] == "https://download.pytorch.org/whl/cu128"
+    assert environment["package_index_url"] == environment["lock_package_index_url"] == ""
 
 
 def test_index_that_answers_changes_nothing():

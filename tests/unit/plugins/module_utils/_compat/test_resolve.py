@@ -888,6 +888,7 @@ def test_a_digest_depends_on_what_is_built_and_on_nothing_else(fresh: Make) -> N
     for same in (
         {"keep": 3},
         {"package_index_url": "https://x"},
+        {"mirror": {"index_base_url": "https://x/whl", "package_index_url": "https://x/simple"}},
         {"environments": [{"name": "base", "owner": "alice"}]},
     ):
         assert resolve(fresh(RTX_3090), same)["environments"][0]["spec_digest"] == base

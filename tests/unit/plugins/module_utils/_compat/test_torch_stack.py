@@ -10,6 +10,7 @@ from typing import Any, Callable
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat.resolve import resolve
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import lock
 
 Make = Callable[..., dict[str, Any]]
 RTX_5070 = "2f04"
@@ -19,14 +20,22 @@ RTX_5070 = "2f04"
 def converged(full: Make, carry_out: Make) -> dict[str, Any]:
     """A host on which the plan for its RTX 5070 was carried out."""
     observation = full(RTX_5070)
-    return carry_out(observation, resolve(observation, {"locks": {"base": "a" * 64}}))
+    return carry_out(observation, resolve(observation, {"locks": {"base": LOCK}}))
+
+
+def locked(version: str) -> str:
+    """The text of a lock."""
+    return lock.Lock({"name": "base"}, (lock.Pinned("torch", version, ("0" * 64,), True),)).render()
+
+
+LOCK = locked("2.9.1+cu128")
 
 
 def test_a_controller_without_the_lock_keeps_what_was_built_with_one(converged: dict[str, Any]) -> None:
     plan = resolve(converged)
     assert plan["actions"] == []
-    assert plan["environments"][0]["spec"]["lock"] == "a" * 64
-    assert [action["id"] for action in resolve(converged, {"locks": {"base": "b" * 64}})["actions"]] == [
+    assert plan["environments"][0]["spec"]["lock"] == lock.digest(LOCK)
+    assert [action["id"] for action in resolve(converged, {"locks": {"base": locked("2.9.2+cu128")}})["actions"]] == [
         "torch.build:base",
         "torch.switch:base",
         "proof.run:base",

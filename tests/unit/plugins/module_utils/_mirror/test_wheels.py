@@ -25,8 +25,8 @@ def wanted(*hashes: str, project: str = "numpy", version: str = "2.4.6", python:
 
 def locked(torch: str = "2.9.1+cu128", arch: str = "x86_64", python: str = "3.11") -> lock.Lock:
     packages = (
-        lock.Pinned("torch", torch, (A,)),
-        lock.Pinned("nvidia-nvtx-cu12", "12.8", (B,)),
+        lock.Pinned("torch", torch, (A,), True),
+        lock.Pinned("nvidia-nvtx-cu12", "12.8", (B,), True),
         lock.Pinned("numpy", "2.4.6", (B,)),
     )
     return lock.Lock({"name": "base", "python": python, "arch": arch, "torch": torch}, packages)

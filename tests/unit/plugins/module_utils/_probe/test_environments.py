@@ -61,6 +61,7 @@ def test_an_intact_environment(debian):
         "current": RELEASE,
         "previous": None,
         "releases": [{"id": RELEASE, "stamped": True}],
+        "leftovers": [],
         "python": "3.11.2",
         "interpreter_ok": True,
         "torch": {
@@ -218,6 +219,13 @@ def test_a_release_that_vanished_after_its_stamp_is_damaged(debian):
     found = _observe(debian, unknown=unknown)[0]
     assert found["integrity"]["status"] == "damaged"
     assert found["integrity"]["missing"] == 8
+
+
+def test_what_an_interrupted_removal_left_is_no_release(debian):
+    debian.environment().folder(f"{ROOT}/base/releases/.2.8.0-cu128-ffffffff").folder(f"{ROOT}/base/stamps/.x")
+    (found,) = _observe(debian)
+    assert found["leftovers"] == ["2.8.0-cu128-ffffffff"]
+    assert found["releases"] == [{"id": RELEASE, "stamped": True}]
 
 
 def test_an_unfinished_release_is_listed_as_unstamped(debian):

@@ -228,6 +228,17 @@ def test_a_quick_proof_that_fails_is_a_failure_that_names_the_gpu(built: Any) ->
     assert serving(built) == older
 
 
+def test_a_staged_release_that_still_waits_has_what_a_removal_left_removed(built: Any) -> None:
+    built.answer = BUSY
+    built.operation(**NEWER, switch_after="quick").present()
+    left = built.home / "releases" / ".2.8.0-cu128-11111111"
+    left.mkdir()
+    result = built.operation(**NEWER, switch_after="quick").present()
+    assert result["pending"] is not None
+    assert (result["changed"], result["removed"]) == (True, [left.name[1:]])
+    assert not built.operation(**NEWER, switch_after="quick").present()["changed"]
+
+
 def test_a_staged_release_whose_quick_proof_fails_stays_staged(built: Any) -> None:
     older = serving(built)
     built.answer = BUSY

@@ -21,7 +21,7 @@ SPEC = {
 
 
 def request_for(spec: dict[str, Any], **changes: Any) -> model.Request:
-    text = lock.Lock(lock.inputs(spec), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,)),)).render()
+    text = lock.Lock(lock.inputs(spec), (lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,), True),)).render()
     spec = {**spec, "lock": lock.digest(text)}
     digest = model.digest(spec)
     request = model.Request(

@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release impo
     manifest,
     model,
     store,
+    takeaway,
 )
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.processes import Ended
 
@@ -317,6 +318,67 @@ def test_what_a_killed_run_left_is_removed_and_never_used(built: Any) -> None:
     assert not [name for name in os.listdir(built.home) + os.listdir(built.home / "stamps") if name.startswith(".")]
 
 
+@pytest.fixture
+def left(built: Any) -> Path:
+    """What an interrupted removal left beside the release that serves."""
+    path = built.home / "releases" / ".2.8.0-cu128-11111111"
+    (path / "lib").mkdir(parents=True)
+    (path / "lib" / "file").write_text("x")
+    return path
+
+
+def test_what_an_interrupted_removal_left_is_removed_by_a_run_that_has_nothing_else_to_do(
+    built: Any, left: Path
+) -> None:
+    serving = (built.home / "current").resolve()
+    unfinished, unreadable = (built.home / "releases" / name for name in ("unfinished", "unreadable"))
+    unfinished.mkdir()
+    unreadable.mkdir()
+    (built.home / "stamps" / "unreadable.json").write_text("{")
+    before = times_of(built.root)
+    predicted = built.operation(check_mode=True).present()
+    assert times_of(built.root) == before
+    result = built.operation().present()
+    assert result["changed"]
+    assert result["removed"] == [left.name[1:]]
+    assert result["what"].endswith("it serves already; remove what is left of 2.8.0-cu128-11111111")
+    assert result["diff"]["after"].endswith("removed: what was left of 2.8.0-cu128-11111111\n")
+    assert [predicted[key] for key in ("changed", "removed", "diff")] == [True, result["removed"], result["diff"]]
+    assert set((built.home / "releases").iterdir()) == {serving, unfinished, unreadable}
+    assert len(built.proofs) == 1
+    assert not built.operation().present()["changed"]
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_is_left_of_a_release_stays_while_a_process_uses_it(built: Any, left: Path, check_mode: bool) -> None:
+    with subprocess.Popen(["/bin/sleep", "60"], cwd=left) as process:
+        result = built.operation(check_mode=check_mode).present()
+        process.kill()
+    assert (result["changed"], result["removed"]) == (False, [])
+    assert result["warnings"] == ["2.8.0-cu128-11111111 is kept, because a process may still use it"]
+    assert (left / "lib" / "file").exists()
+
+
+@pytest.mark.parametrize(("overlays", "why"), [(["/home/ann/mine"], "overlays see it: /home/ann/mine"), (None, "said")])
+def test_what_is_left_of_a_release_stays_while_an_overlay_may_see_it(
+    built: Any, left: Path, overlays: list[str] | None, why: str
+) -> None:
+    seen = None if overlays is None else {os.path.realpath(left.with_name(left.name[1:])): overlays}
+    operation = built.operation()
+    operation.host = dataclasses.replace(operation.host, pinned=lambda _root, _say: seen)
+    result = operation.present()
+    assert not result["changed"]
+    assert why in result["warnings"][0]
+    assert left.exists()
+
+
+def test_a_build_and_a_removal_of_everything_take_what_is_left_along(built: Any, left: Path) -> None:
+    assert built.operation(requirements=["plainpkg"]).present()["removed"] == [left.name[1:]]
+    left.mkdir()
+    assert left.name[1:] in built.operation().absent()["removed"]
+    assert not built.home.exists()
+
+
 def test_an_unfinished_release_in_use_by_somebody_is_left_alone(built: Any) -> None:
     request = built.request(requirements=["plainpkg"])
     unfinished = built.home / "releases" / request.release_base
@@ -472,6 +534,76 @@ def test_a_drifted_launcher_is_written_again(built: Any) -> None:
     assert f"written: {launcher}" in result["diff"]["after"]
     assert "drift" not in launcher.read_text()
     assert len(built.proofs) == 1
+
+
+def taken_away(bench: Any) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (bench.home / "takeaway").iterdir()}
+
+
+def test_what_users_take_away_says_what_serves_and_belongs_to_root(built: Any) -> None:
+    found = taken_away(built)
+    assert set(found) == set(takeaway.NAMES)
+    assert f"--index-url {built.url}/cu128\n" in found["requirements-torch.txt"]
+    assert "torch==2.9.1+cu128" in found["constraints.txt"]
+    assert str(built.home) in found["kernel.json"]
+    for path in (built.home / "takeaway").iterdir():
+        status = path.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 0, 0o644)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "text"),
+    [
+        ({"index_url": "http://mirror.lan/cu128"}, "requirements-torch.txt", "--index-url http://mirror.lan/cu128\n"),
+        (
+            {"package_index_url": "http://mirror.lan/simple"},
+            "requirements.txt",
+            "--index-url http://mirror.lan/simple\n",
+        ),
+        ({"variables": {"NOTE": "new"}}, "Dockerfile", 'ENV NOTE="new"\n'),
+    ],
+)
+def test_what_users_take_away_follows_mirror_and_variables_without_another_release(
+    built: Any, changes: dict[str, Any], name: str, text: str
+) -> None:
+    predicted = built.operation(check_mode=True, **changes).present()
+    assert text not in taken_away(built)[name]
+    result = built.operation(**changes).present()
+    assert text in taken_away(built)[name]
+    assert f"written: {built.home}/takeaway/{name}" in result["diff"]["after"]
+    assert (result["changed"], result["release"], result["diff"]) == (True, predicted["release"], predicted["diff"])
+    assert built.operation(**changes).present()["changed"] is False
+    assert len(built.proofs) == 1
+
+
+def test_credentials_of_an_index_are_not_written_for_users(built: Any) -> None:
+    built.operation(index_url="http://bob:s3cret@mirror.lan/cu128").present()
+    assert "http://mirror.lan/cu128" in taken_away(built)["requirements-torch.txt"]
+    assert not [name for name, text in taken_away(built).items() if "s3cret" in text]
+
+
+def test_without_a_lock_what_users_take_away_stays(built: Any) -> None:
+    before = taken_away(built)
+    assert built.operation(lock="", index_url="http://mirror.lan/cu128").present()["changed"] is False
+    assert taken_away(built) == before
+
+
+def test_a_rollback_takes_away_what_describes_the_release_that_it_leaves(built: Any) -> None:
+    built.operation(torch="2.9.0+cu128", companions={}).present()
+    assert "torch==2.9.0+cu128" in taken_away(built)["constraints.txt"]
+    built.operation().previous()
+    assert not (built.home / "takeaway").exists()
+    assert built.operation().present()["changed"] is True
+    assert "torch==2.9.1+cu128" in taken_away(built)["constraints.txt"]
+    assert built.operation().present()["changed"] is False
+
+
+def test_a_lock_of_another_specification_changes_nothing(built: Any) -> None:
+    before = taken_away(built)
+    other = built.request(torch="2.9.0+cu128", companions={}).lock
+    with pytest.raises(model.BadInput, match="not the lock that the spec names"):
+        built.operation(lock=other).present()
+    assert taken_away(built) == before
 
 
 def test_a_foreign_launcher_stops_the_run_before_the_build(bench: Any) -> None:

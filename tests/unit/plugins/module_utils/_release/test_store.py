@@ -153,6 +153,36 @@ def test_a_removed_release_takes_its_stamp_with_it(layout: model.Layout) -> None
     store.remove_release(layout, "a")
 
 
+@pytest.mark.parametrize("stamped", [True, False])
+def test_an_interrupted_removal_leaves_what_is_no_release(
+    layout: model.Layout, monkeypatch: pytest.MonkeyPatch, stamped: bool
+) -> None:
+    """Wherever it is interrupted: when its name is gone, the stamp may be there still, or not any more."""
+    add(layout, "a", "2026-01-01T00:00:00Z")
+    monkeypatch.setattr(*(os, "unlink") if stamped else (store, "remove_tree"), _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.remove_release(layout, "a")
+    monkeypatch.undo()
+    assert os.path.exists(layout.stamp("a")) == stamped
+    assert store.read_state(layout) == store.State({".a": None}, None, None)
+    assert store.read_state(layout).leftovers == [".a"]
+    assert store.next_id(store.read_state(layout), layout, "a") == "a.2"
+    store.remove_release(layout, ".a")
+    assert os.listdir(layout.stamps) == os.listdir(layout.releases) == []
+
+
+def _interrupt(_path: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_only_what_a_removal_left_is_a_leftover(layout: model.Layout) -> None:
+    add(layout, "stamped", "2026-01-01T00:00:00Z")
+    add(layout, "unfinished", None)
+    add(layout, "unreadable", None)
+    Path(layout.stamp("unreadable")).write_text("{")
+    assert store.read_state(layout).leftovers == []
+
+
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

@@ -31,8 +31,8 @@ ENVIRONMENT: dict[str, Any] = {
 LOCK = lock.Lock(
     {"name": "base"},
     (
-        lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,)),
-        lock.Pinned("nvidia-cublas-cu12", "12.8.4.1", ("1" * 64,)),
+        lock.Pinned("torch", "2.9.1+cu128", ("0" * 64,), True),
+        lock.Pinned("nvidia-cublas-cu12", "12.8.4.1", ("1" * 64,), True),
         lock.Pinned("numpy", "2.4.6", ("2" * 64, "3" * 64)),
     ),
 )
