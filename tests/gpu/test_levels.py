@@ -30,6 +30,19 @@ def expect(torch_python, described):
     return {"torch": described["version"], "companions": json.loads(done.stdout.splitlines()[-1])}
 
 
+OUTSIDE = ["torch.origin"]
+"""What fails in an environment that was tampered with, because it takes torch from another one."""
+
+
+def failed_up_to_quick(result):
+    """The checks of the levels static and quick that did not pass."""
+    return [
+        check["id"]
+        for check in everything(result)
+        if judge.level_of(check["id"]) in ("static", "quick") and check["status"] != "passed"
+    ]
+
+
 @pytest.fixture
 def two(described):
     if described["count"] < 2:
@@ -146,7 +159,7 @@ def test_every_wrong_number_of_every_check_is_found(tampered, described):
         assert bandwidth["code"] == "slow_link"
     else:
         assert "not known" in bandwidth["evidence"]
-    assert result["proven"] == "quick"
+    assert failed_up_to_quick(result) == OUTSIDE
 
 
 # ---- what cannot run, and what misbehaves ---------------------------------------------------------------------------
@@ -163,7 +176,7 @@ shutil.which = which
     result = prove(tampered(hide), described, level="full", time_limit=180.0)
     compiled = checks_of(result)["torch.compile"]
     assert (compiled["status"], compiled["code"]) == ("not_run", "compiler_missing"), compiled
-    assert (result["verdict"], result["proven"]) == ("not_run", "quick")
+    assert failed_up_to_quick(result) == OUTSIDE
     assert {gpu["verdict"] for gpu in result["gpus"]} == {"passed"}
 
 
