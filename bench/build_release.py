@@ -164,22 +164,23 @@ def specification(
 
 def measure_round(place: Path, arguments: argparse.Namespace, ours_first: bool) -> dict[str, Any]:
     """Seconds (ours, bare) of a first and of a second environment, and the steps of ours. Leaves ours on the disk, not the bare ones."""
-    seconds: dict[str, list[float]] = {}
-    steps = {}
-    for ours in (ours_first, not ours_first):
-        cache = place / ("envs/.cache" if ours else "cache")
-        for name in ("first", "second"):
-            spec, locked = specification(arguments, name, arguments.companions)
+    found: dict[str, Any] = {}
+    for name in ("first", "second"):
+        spec, locked = specification(arguments, name, arguments.companions)
+        seconds = {}
+        for ours in (ours_first, not ours_first) if name == "first" else (not ours_first, ours_first):
+            # A disk that has to write what came before would be charged to whoever comes next.
             os.sync()
             if ours:
-                taken, result = execute(place, arguments, present(arguments, spec, locked))
-                steps[f"{name}_steps"] = result["steps"]
-            else:
-                taken = measure_bare(place / name, cache, arguments, locked, copies=name == "second")
-            seconds.setdefault(name, []).insert(0 if ours else len(seconds.get(name, [])), taken)
-        if not ours:
-            shutil.rmtree(cache)
-    return {**{name: (pair[0], pair[1]) for name, pair in seconds.items()}, **steps}
+                seconds["ours"], result = execute(place, arguments, present(arguments, spec, locked))
+                found[f"{name}_steps"] = result["steps"]
+            elif name == "first":
+                seconds["bare"] = measure_bare(place / name, place / "cache", arguments, locked, copies=False)
+                shutil.rmtree(place / "cache")
+            else:  # both copy from the cache that our first environment filled
+                seconds["bare"] = measure_bare(place / name, place / "envs/.cache/uv", arguments, locked, copies=True)
+        found[name] = (seconds["ours"], seconds["bare"])
+    return found
 
 
 def measure_bare(place: Path, cache: Path, arguments: argparse.Namespace, locked: lock.Lock, copies: bool) -> float:
