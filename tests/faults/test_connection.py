@@ -199,7 +199,6 @@ def test_a_build_goes_on_without_its_controller_and_the_next_run_adopts_it(
         process.communicate(timeout=LIMIT)
         tally.hit += 1
         assert serving() == before
-        following = provision(f"{PROJECT}>=1.0")
         # The next run has to be there as a follower of its own before the build may go on: then it cannot have built anything itself.
         others = followers()
         following = provision(f"{PROJECT}>=1.0")

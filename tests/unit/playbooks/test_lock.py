@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,8 @@ MIRROR = "http://bob:geheim@127.0.0.1:9"  # where nothing answers: locks must no
 @pytest.fixture
 def served() -> Iterator[tuple[Path, str]]:
     """A folder with a torch index and a package index, and its URL."""
-    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
-        tiny_index.tiny_torch_index(Path(directory) / "cu128")
-        tiny_index.tiny_package_index(Path(directory) / "packages")
-        with tiny_index.serve(Path(directory)) as url:
-            yield Path(directory), url
+    with tiny_index.serve_both() as served:
+        yield served
 
 
 @pytest.fixture

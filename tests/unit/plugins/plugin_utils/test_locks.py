@@ -27,11 +27,8 @@ pytestmark = pytest.mark.skipif(tiny_index.uv_program() is None, reason="needs u
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Path, str]]:
     """A folder with a torch index and a package index, and its URL."""
-    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
-        tiny_index.tiny_torch_index(Path(directory) / "cu128")
-        tiny_index.tiny_package_index(Path(directory) / "packages")
-        with tiny_index.serve(Path(directory)) as url:
-            yield Path(directory), url
+    with tiny_index.serve_both() as served:
+        yield served
 
 
 def program() -> str:

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -213,3 +214,13 @@ def serve(directory: Path) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def serve_both() -> Iterator[tuple[Path, str]]:
+    """A folder with a torch index (cu128) and a package index (packages), and the URL at which it is served."""
+    with tempfile.TemporaryDirectory(prefix="gpufleet-index-") as directory:
+        tiny_torch_index(Path(directory) / "cu128")
+        tiny_package_index(Path(directory) / "packages")
+        with serve(Path(directory)) as url:
+            yield Path(directory), url
