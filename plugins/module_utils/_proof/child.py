@@ -353,7 +353,7 @@ class Nursery:
     def run_until(self, finished: Callable[[], bool]) -> None:
         """Serve all children until `finished` says so; it must become true when they are done."""
         while not finished():
-            with selectors.DefaultSelector() as selector:
+            with selectors.PollSelector() as selector:
                 for child in self.children:
                     for descriptor in child.streams():
                         selector.register(descriptor, selectors.EVENT_READ, child)
