@@ -159,7 +159,7 @@ def test_a_process_that_misbehaves_on_the_gpu_is_named_and_the_gpu_is_free_again
     tampered, torch_python, described, act, code
 ):
     python = tampered(MATMUL.format(dtype="float16", precision="highest", act=act))
-    result = prove(python, described, time_limit=25.0)
+    result = prove(python, described, time_limit=12.0)
     assert result["verdict"] == "failed"
     assert checks_of(result)["gpu.matmul_fp16"]["code"] == code
     assert checks_of(result)["gpu.matmul_fp32"]["status"] == "passed"

@@ -26,7 +26,7 @@ def cuda(number, old, new):
 @pytest.mark.parametrize(
     ("code", "old", "new"),
     [
-        cuda(1, "BLOCK = 256", "BLOCK = 4096"),
+        cuda(1, "BLOCK = 32", "BLOCK = 4096"),
         cuda(2, "size = COUNT * 4", "size = 1 << 50"),
         cuda(101, "ctypes.byref(context), 0, device", "ctypes.byref(context), 0, 99"),
         cuda(218, "mad.lo.u32 %r8", "no.such.instruction %r8"),
