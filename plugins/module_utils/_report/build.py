@@ -18,6 +18,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof.judge import LEVELS, combine
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
+from ansible_collections.gpufleet.workstation.plugins.module_utils._report.metrics import UNPRINTABLE
 
 OUTCOMES = (
     *("failed", "unreachable", "refused", "not_proven", "pending", "unfinished", "held_back", "planned", "would_prove"),
@@ -38,13 +39,11 @@ _LABELS = {
     "ready": "READY",
 }
 
-# Control characters of a host's own strings must not reach a terminal: they could rewrite what stands there.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-
 
 def clean(value: Any) -> str:
     """Return ``value`` as one line of printable text, its URLs without credentials."""
-    return hide_credentials(_CONTROL.sub(" ", "" if value is None else str(value))).strip()
+    # Credentials first: a control character within them would become a space, where a URL ends.
+    return UNPRINTABLE.sub(" ", hide_credentials("" if value is None else str(value))).strip()
 
 
 def host_row(name: str, state: dict[str, Any], check_mode: bool = False) -> dict[str, Any]:
@@ -282,17 +281,17 @@ def result_text(rows: list[dict[str, Any]], width: int = 120) -> str:
     cells = [[title for _key, title in _COLUMNS]]
     for row in rows:
         cells.append([_LABELS[row["outcome"]] if key == "outcome" else row[key] for key, _title in _COLUMNS])
-    lines = _aligned(cells)
+    lines = aligned(cells)
     lines.insert(1, "-" * max(len(line) for line in lines))
     ready = sum(row["ready"] for row in rows)
     lines += ["", f"{ready} of {len(rows)} hosts train-ready."]
     waiting = sorted((row for row in rows if not row["ready"]), key=lambda row: OUTCOMES.index(row["outcome"]))
     for row in waiting:
-        lines += ["", *_paragraph(f"{row['host']} {_LABELS[row['outcome']].lower()}: ", row["reason"], width)]
+        lines += ["", *paragraph(f"{row['host']} {_LABELS[row['outcome']].lower()}: ", row["reason"], width)]
         if row["outcome"] == "planned":
             lines += [f"    would do: {action}" for action in row["actions"]]
         if row["remedy"]:
-            lines += _paragraph("    what to do: ", row["remedy"], width)
+            lines += paragraph("    what to do: ", row["remedy"], width)
     lines += _said_of_hosts("warning", {row["host"]: row["warnings"] for row in rows}, width)
     lines += _said_of_hosts("note", {row["host"]: [row["note"]] if row["note"] else [] for row in rows}, width)
     return "\n".join(lines)
@@ -306,21 +305,24 @@ def _said_of_hosts(kind: str, texts: dict[str, list[str]], width: int) -> list[s
             said.setdefault(text, []).append(host)
     lines = []
     for text, hosts in said.items():
-        whom = "all hosts" if len(hosts) == len(texts) > 1 else _some(hosts)
-        lines += _paragraph(f"{kind} ({whom}): ", text, width)
+        whom = "all hosts" if len(hosts) == len(texts) > 1 else some(hosts)
+        lines += paragraph(f"{kind} ({whom}): ", text, width)
     return ["", *lines] if lines else []
 
 
-def _some(hosts: list[str]) -> str:
+def some(hosts: list[str]) -> str:
+    """Return the names of eight hosts, and how many more there are."""
     return ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
 
 
-def _aligned(cells: list[list[str]]) -> list[str]:
+def aligned(cells: list[list[str]]) -> list[str]:
+    """Return the lines of a table."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in cells]
 
 
-def _paragraph(head: str, text: str, width: int) -> list[str]:
+def paragraph(head: str, text: str, width: int) -> list[str]:
+    """Return lines of at most that width, indented after the first one."""
     return textwrap.wrap(head + text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
@@ -401,23 +403,23 @@ def plan_text(plans: dict[str, dict[str, Any]], width: int = 120) -> str:
     lines: list[str] = []
     groups = plan_groups(plans)
     for group in groups:
-        lines += ["", f"{_HEADINGS[group['kind']].upper()}: {_some(group['hosts'])}   [{group['gpus']}]"]
+        lines += ["", f"{_HEADINGS[group['kind']].upper()}: {some(group['hosts'])}   [{group['gpus']}]"]
         if group["decision"]:
-            lines += _paragraph("  -> ", group["decision"], width)
+            lines += paragraph("  -> ", group["decision"], width)
         for reason, remedy in group["refusals"]:
-            lines += _paragraph("  refused: ", reason, width)
-            lines += _paragraph("  what to do: ", remedy, width)
+            lines += paragraph("  refused: ", reason, width)
+            lines += paragraph("  what to do: ", remedy, width)
         for what, why, disruptive in group["actions"]:
-            lines += _paragraph("  ! " if disruptive else "  - ", f"{what} ({why})" if why else what, width)
+            lines += paragraph("  ! " if disruptive else "  - ", f"{what} ({why})" if why else what, width)
         for what, why, remedy in group["pending"]:
-            lines += _paragraph("  waits: ", f"{what}: {why}. {remedy}", width)
+            lines += paragraph("  waits: ", f"{what}: {why}. {remedy}", width)
         for reason in group["reasons"]:
-            lines += _paragraph("  why: ", reason, width)
+            lines += paragraph("  why: ", reason, width)
         for warning in group["warnings"]:
-            lines += _paragraph("  warning: ", warning, width)
+            lines += paragraph("  warning: ", warning, width)
     disruptive = [host for group in groups if group["disruptive"] for host in group["hosts"]]
     head = f"{len(plans)} host{'s' if len(plans) != 1 else ''}; disruptive steps (marked !) on {len(disruptive)}: "
-    lines += ["", *_paragraph(head, f"{', '.join(disruptive) or 'none'}.", width)]
+    lines += ["", *paragraph(head, f"{', '.join(disruptive) or 'none'}.", width)]
     return "\n".join(lines).lstrip("\n")
 
 
