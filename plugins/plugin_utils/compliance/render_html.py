@@ -163,6 +163,7 @@ class _Page:
             self._changes(drift.get("since_last")),
             self._changes(drift.get("since_provisioned")),
             [number for item in _mapping(host.get("facts")).items() for number in map(self._text, item)],
+            self._text(host.get("proven_at")),
         ]
 
     def _name(self, value: Any) -> str:
