@@ -578,6 +578,10 @@ def test_hostile_values_are_inert_and_shown_as_text(
     assert len(hosts) == len(HOSTILE) * 2
     assert HOSTILE[0] in hosts
     assert f"{HOSTILE[0]} (2)" in hosts, "two hosts of one name have a page each"
+    tall = (
+        "[...document.querySelectorAll('[role=rowheader] a, .unseen')].filter((node) => node.offsetHeight > 30).length"
+    )
+    assert page.run(tall) == 0, "a name keeps to its line"
     shot("hostile")
     for fragment in PAGES:
         page.go(fragment)
