@@ -291,4 +291,4 @@ def is_foreign(names: t.Iterable[str]) -> bool:
 
 def hide_credentials(text: str) -> str:
     """Remove user names and passwords from the URLs in a text."""
-    return re.sub(r"([a-z][a-z0-9+.-]*://)[^/\s]*@", r"\1", text, flags=re.IGNORECASE)
+    return re.sub(r"://[^/\s]*@", "://", text)

@@ -64,14 +64,13 @@ def _rules(document: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _host(host: dict[str, Any], rules: dict[str, dict[str, str]]) -> dict[str, Any]:
-    results = {
-        _text(key, _NAME): _result(_mapping(result)) for key, result in sorted(_mapping(host.get("results")).items())
-    }
     outcome = _one_of(OUTCOMES, host.get("outcome"), "unknown")
-    reason = _text(host.get("reason"))
+    results: dict[str, dict[str, Any]] = {}
+    # Of a host that was not observed every rule is an error: that is one thing to say, not a hundred.
     if outcome in ("ready", "not_ready"):
         lost = {"status": "error", "since": "", "items": [_item({"message": "it was not judged"}, "error")]}
-        results = {identity: results.get(identity, lost) for identity in rules}
+        told = {_text(key, _NAME): result for key, result in _mapping(host.get("results")).items()}
+        results = {identity: _result(_mapping(told[identity])) if identity in told else lost for identity in rules}
     if outcome == "ready" and any(
         result["status"] in BAD and rules[identity]["severity"] in ("critical", "high")
         for identity, result in results.items()
@@ -81,7 +80,7 @@ def _host(host: dict[str, Any], rules: dict[str, dict[str, str]]) -> dict[str, A
     return {
         "name": _text(host.get("name"), _NAME) or "?",
         "outcome": outcome,
-        "reason": reason,
+        "reason": _text(host.get("reason")),
         **{key: _text(host.get(key), _NAME) for key in ("since", "observed_at", "proven_at")},
         **{key: _text(host.get(key), _NAME) or "-" for key in ("gpu", "driver", "torch")},
         "results": results,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import (
+    clean,
     host_row,
     plan_groups,
     plan_text,
@@ -329,3 +331,21 @@ def test_the_plan_tells_hosts_that_are_only_proven_from_those_that_change():
     text = plan_text({"ws": {"plan": {"feasible": True, "actions": [RUN]}, "observation": {}}})
     assert "TO PROVE: ws" in text
     assert "prove the environment base at level quick (since its proof: rebooted)" in text
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("ready\u202e\u200b\ufeff now", "ready  now"),
+        ("\x1b]8;;x\x1b\\a\ud800b", "]8;;x \\a b"),
+        ("HTTPS://me:pa\x00ss@index.invalid/x", "HTTPS://index.invalid/x"),
+    ],
+)
+def test_what_cannot_be_seen_and_credentials_do_not_reach_a_table(told, shown):
+    assert clean(told) == shown
+
+
+def test_a_very_long_string_is_cleaned_at_once():
+    started = time.perf_counter()
+    assert len(clean("w" * 1_000_000)) == 1_000_000
+    assert time.perf_counter() - started < 5
