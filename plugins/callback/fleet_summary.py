@@ -11,24 +11,30 @@ type: aggregate
 short_description: End a run with the fleet's table
 version_added: 0.1.0
 description:
-  - Prints the table of M(gpufleet.workstation.report) as the last thing of a run, below Ansible's own recap.
+  - Prints the table of M(gpufleet.workstation.report), or the text of M(gpufleet.workstation.compliance), as the last thing of a run, below
+    Ansible's own recap.
   - Where a whole batch is lost on the way, Ansible stops before the report; this callback then prints what was learned until there.
   - Prints nothing where the collection's playbooks were not used.
 requirements:
   - Enabled in C(callbacks_enabled) of ansible.cfg, as it is in a checkout of the collection.
 """
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import host_row, result_text
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance import render_text
 
 _ACTIONS = {
     "gpufleet.workstation.plan": "planned",
     "gpufleet.workstation.cuda_verify": "proof",
 }
 _REPORT = "gpufleet.workstation.report"
+_COMPLIANCE = "gpufleet.workstation.compliance"
 
 
 class CallbackModule(CallbackBase):
@@ -55,11 +61,15 @@ class CallbackModule(CallbackBase):
         action = result.task.action
         if action == _REPORT:
             self._table = result.result.get("table") or self._table
+        elif action == _COMPLIANCE:
+            self._read_compliance(result.result)
         elif action in _ACTIONS:
             self._remember(result, _ACTIONS[action])
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Remember why a host failed."""
+        """Remember why a host failed, or what the verdict on the fleet is."""
+        if result.task.action == _COMPLIANCE:
+            self._read_compliance(result.result)
         if result.task.action in _ACTIONS:
             self._remember(result, _ACTIONS[result.task.action])
         if result.host.name in self._hosts and not ignore_errors:
@@ -88,6 +98,13 @@ class CallbackModule(CallbackBase):
         plan = state[key].get("plan")
         if isinstance(plan, dict):
             state["required_level"] = (plan.get("proof") or {}).get("required_level")
+
+    def _read_compliance(self, result: Any) -> None:
+        """Take the text of the report that was written; where none could be, the action has printed it."""
+        path = (result.get("reports") or {}).get("report.json")
+        if path:
+            width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
+            self._table = render_text.text(json.loads(Path(path).read_text(encoding="utf-8")), width)
 
 
 def _has_report(task: Any) -> bool:

@@ -30,6 +30,7 @@ _PLAYBOOK_SPEC: dict[str, Any] = {
     "gpufleet_max_failed": {"type": "int"},
     "gpufleet_confirm": {"type": "bool"},
     "gpufleet_remove": {"type": "bool"},
+    "gpufleet_prove": {"type": "bool"},
     "gpufleet_to": {"type": "int"},
     "gpufleet_env": {"type": "list", "elements": "str"},
     "gpufleet_proxy": {"type": "dict"},
@@ -91,7 +92,7 @@ def check_and_complete(role: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def misspelt(names: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each variable that carries a role's prefix and is almost one of its variables."""
     problems = []
-    for role in ROLES:
+    for role in (*ROLES, "gpu_compliance"):
         known = [*argument_spec(role), f"{role}_plan"]
         for name in names:
             if not name.startswith(f"{role}_") or name in known or name.startswith(f"{_ENVIRONMENTS}_"):
