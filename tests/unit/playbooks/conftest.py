@@ -219,7 +219,7 @@ class Fleet:
             "ANSIBLE_HOME": str(self.folder / "ansible"),
             "ANSIBLE_NOCOLOR": "1",
             "COLUMNS": "160",
-            "ANSIBLE_CALLBACKS_ENABLED": "gpufleet.workstation.fleet_summary" if callback else "",
+            **({"ANSIBLE_CALLBACKS_ENABLED": "gpufleet.workstation.fleet_summary"} if callback else {}),
         }
         command = [str(ANSIBLE), "-i", str(inventory), *options]
         command += [name if "/" in name else f"gpufleet.workstation.{name}" for name in playbook.split()]
