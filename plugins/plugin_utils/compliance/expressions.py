@@ -112,7 +112,7 @@ def compile_expression(text: str) -> Compiled:
         raise ExpressionError(f"no JMESPath expression{at}: {reason} ({hint})") from None
     _check_depth(node)
     compiler = _Compiler()
-    run = compiler.compile(node, True, 1)
+    run = compiler.compile(node, True)
     return Compiled(text, frozenset(compiler.reads), run)
 
 
