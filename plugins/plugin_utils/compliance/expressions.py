@@ -652,6 +652,9 @@ class _Compiler:
         return boolean
 
     def _not_expression(self, node: _Node, top: bool) -> _Run:
+        asked = node["children"][0]
+        if asked["type"] == "function_expression" and asked["value"] == "defined":
+            raise ExpressionError(f"{_written(node)} is true where nothing was observed: write x == `null`")
         operand = self._boolean(node["children"][0], top, _written(node))
         return lambda value, document: not operand(value, document)
 

@@ -244,6 +244,8 @@ def test_an_age_needs_a_now():
         ("length(`[]`)", "same for every host"),
         ("!driver.mismatch", "write !(a.b)"),
         ("!gpus[?ok]", "projection"),
+        ("!defined(driver.lost)", "true where nothing was observed"),
+        ("gpus[?!(defined(lost))]", "true where nothing was observed"),
         ("ver(driver.x, 'ge', '1')", "second argument is one of"),
         ("ver(driver.x, '>=', 'new')", "is no version"),
         ("ver(driver.x, driver.sign, '1')", "second argument is one of"),
