@@ -150,13 +150,9 @@ def test_no_combination_of_what_is_broken_makes_a_host_ready(shipped, data):
 
 def _there(document: Any, path: tuple[Any, ...], value: Any) -> bool:
     """Whether what was broken still is, and was not replaced with something else."""
-    for key in path[:-1]:
-        if not isinstance(document, (dict, list)) or (isinstance(document, dict) and key not in document):
-            return False
-        document = document[key]
-    if value is GONE:
-        return isinstance(document, dict) and path[-1] not in document
     try:
-        return document[path[-1]] is value
+        for key in path[:-1]:
+            document = document[key]
+        return path[-1] not in document if value is GONE else document[path[-1]] is value
     except (KeyError, IndexError, TypeError):
         return False
