@@ -1,0 +1,208 @@
+# Copyright: the gpufleet.workstation maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to the collection. What a rule sees of a host: its observation, joined with the plan and with what is known of driver branches.
+
+Pure. Nothing is filled in or repaired: what was not observed stays absent or null, and what has another type than it should keeps it,
+so that the rule that needs it says so.
+"""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof.judge import LEVELS
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
+
+REDACTED = "(redacted)"
+
+_OBSERVED = (
+    *("schema", "observed_at", "os", "gpus", "driver", "environments", "runtime", "files", "health", "foreign", "urls"),
+    "unknown",
+)
+_PLANNED = ("feasible", "refusals", "actions", "pending", "warnings")
+_OF_PEOPLE = frozenset(
+    ("user", "users", "username", "who", "owner", "group", "command", "commands", "cmdline", "argv", "holder")
+)
+"""Keys whose values name people or show what they run."""
+_HOME = re.compile(r"(/home/|/Users/)[^/\s\"':]+")
+_PROCESS = re.compile(r"\b(process \d+) \([^)]*\)")
+_BRANCHES = {row["branch"]: row for row in matrix.DRIVER_BRANCHES}
+
+
+def build(
+    host: str, state: Mapping[str, Any], groups: list[str], now: datetime.datetime, required_level: Any
+) -> dict[str, Any]:
+    """Return the document of a host. ``state``: {planned: result of the action plan, proof: result of cuda_verify}; ``now`` is in UTC.
+
+    People's names, command lines, homes and URLs' credentials are gone from it.
+    """
+    planned = _mapping(state.get("planned"))
+    plan = _mapping(planned.get("plan"))
+    document = {key: value for key, value in _mapping(planned.get("observation")).items() if key in _OBSERVED}
+    if isinstance(document.get("gpus"), list):
+        document["gpus"] = [_gpu(gpu, plan) for gpu in document["gpus"]]
+    if isinstance(document.get("driver"), dict):
+        document["driver"] = {**document["driver"], **_branch(document["driver"].get("branch"), now)}
+    wanted = plan.get("environments")
+    if isinstance(wanted, list):
+        document["wanted_environments"] = [_mapping(item).get("name") for item in wanted]
+    proof = _mapping(state.get("proof"))
+    proof = proof if proof and not proof.get("skipped") else {}
+    if isinstance(document.get("environments"), list):
+        document["environments"] = [
+            _environment(environment, plan, proof, required_level) for environment in document["environments"]
+        ]
+    document.update(
+        plan={key: plan[key] for key in _PLANNED if key in plan},
+        proof=proof or None,
+        required_level=required_level,
+        host=host,
+        groups=groups,
+    )
+    return redact(document)
+
+
+def _gpu(gpu: Any, plan: Mapping[str, Any]) -> Any:
+    """A GPU with what the plan says of it; `excluded` where the plan leaves it out."""
+    rows = plan.get("gpus")
+    if not isinstance(gpu, dict) or not isinstance(rows, list):
+        return gpu
+    row = next((row for row in map(_mapping, rows) if row.get("pci_address") == gpu.get("pci_address")), None)
+    if row is None:
+        return {**gpu, "excluded": True}
+    joined = {key: row[key] for key in ("minimum_driver", "runs_on") if key in row}
+    return {**gpu, **joined, "excluded": False}
+
+
+def _branch(number: Any, now: datetime.datetime) -> dict[str, Any]:
+    """What is known of the installed branch: `branch_status`, and in how many days its support ends; null: not known."""
+    row = _BRANCHES.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
+    if row is None:
+        return {"branch_status": None, "branch_eol_days": None}
+    days = None
+    if row["eol"]:
+        year, month = (int(part) for part in str(row["eol"]).split("-"))
+        last = datetime.date(year, month, calendar.monthrange(year, month)[1])
+        days = (last - now.date()).days
+    return {"branch_status": row["status"], "branch_eol_days": days}
+
+
+def _environment(environment: Any, plan: Mapping[str, Any], proof: Mapping[str, Any], required_level: Any) -> Any:
+    """An environment with what is wanted of it and with the proof that counts now."""
+    if not isinstance(environment, dict):
+        return environment
+    name = environment.get("name")
+    wanted = next((item for item in map(_mapping, _list(plan.get("environments"))) if item.get("name") == name), None)
+    joined: dict[str, Any] = {"wanted": wanted.get("spec") if wanted else None}
+    if wanted is None:
+        joined.update(wanted_sm=None, uncovered=None, proven=None)
+        return {**environment, **joined}
+    joined["wanted_sm"] = wanted.get("sm")
+    stamped = wanted.get("stamped")
+    proven: Mapping[str, Any] | None = stamped if isinstance(stamped, dict) else None
+    if "stamped" in wanted:
+        joined["uncovered"] = (
+            None if proven and proven.get("verdict") == "passed" else _uncovered(str(name), proven, plan)
+        )
+    for item in map(_mapping, _list(proof.get("environments"))):
+        if item.get("name") == name:  # this run's own proof says more than any before it
+            proven = item
+    joined["proven"] = None
+    if proven:
+        told = {key: proven.get(key) for key in ("verdict", "proven", "proven_at", "reason", "remedy", "stamped")}
+        joined["proven"] = {**told, "enough": _enough(proven, required_level)}
+    return {**environment, **joined}
+
+
+def _uncovered(name: str, proven: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> str:
+    if proven:
+        return str(proven.get("reason") or "its last proof could not run")
+    planned = (
+        action for action in map(_mapping, _list(plan.get("actions"))) if action.get("id") == f"proof.run:{name}"
+    )
+    return str(next(planned, {}).get("why") or "no proof of its present state is on record")
+
+
+def _enough(proven: Mapping[str, Any], required_level: Any) -> bool | None:
+    """Whether the level that was proven is the one that is required, or a higher one; None where either is no level."""
+    level = proven.get("proven")
+    if proven.get("verdict") == "failed" or level is None:
+        return False
+    if level not in LEVELS or required_level not in LEVELS:
+        return None
+    return LEVELS.index(level) >= LEVELS.index(required_level)
+
+
+# ---- drift ----------------------------------------------------------------------------------------------------------
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat fingerprint of a host that drift compares: texts, null where it is not known."""
+    system, driver = _mapping(document.get("os")), _mapping(document.get("driver"))
+    found: dict[str, Any] = {
+        "kernel": _text(system.get("kernel")),
+        "operating system": _joined(system.get("id"), system.get("version_id")),
+        "driver.loaded": _joined(driver.get("loaded_version"), driver.get("loaded_flavor")),
+        "driver.installed": _text(driver.get("userspace_version")),
+        "gpus": None,
+    }
+    if isinstance(document.get("gpus"), list):
+        gpus = [_mapping(gpu) for gpu in document["gpus"]]
+        found["gpus"] = ", ".join(sorted(f"{_text(gpu.get('pci_address'))} {_text(gpu.get('name'))}" for gpu in gpus))
+    for environment in map(_mapping, _list(document.get("environments"))):
+        name = _text(environment.get("name"))
+        if name:
+            found[f"environment {name}: release"] = _text(environment.get("current"))
+            found[f"environment {name}: torch"] = _text(_mapping(environment.get("torch")).get("version"))
+    for context, content in _mapping(document.get("runtime")).items():
+        values = _mapping(content).get("values")
+        if isinstance(values, dict):
+            found[f"variables of {context}"] = json.dumps(values, sort_keys=True, default=str)[:500]
+    return found
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _joined(*values: Any) -> str | None:
+    return " ".join(value for value in values if isinstance(value, str) and value) or None
+
+
+# ---- people ---------------------------------------------------------------------------------------------------------
+
+
+def redact(value: Any) -> Any:
+    """``value`` without people's names and command lines where keys say so, without homes' names, and without URLs' credentials."""
+    if isinstance(value, str):
+        text = _HOME.sub(rf"\g<1>{REDACTED}", value) if "/" in value else value
+        text = _PROCESS.sub(r"\1", text) if "process " in text else text
+        return hide_credentials(text) if "://" in text else text
+    if isinstance(value, dict):
+        return {
+            redact(key): _hidden(item) if isinstance(key, str) and key.lower() in _OF_PEOPLE else redact(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [redact(item) for item in value]
+    return value
+
+
+def _hidden(value: Any) -> Any:
+    """Of what names people only whether there is something."""
+    return None if value is None or value in ("", [], {}) else REDACTED
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
