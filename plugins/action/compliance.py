@@ -175,6 +175,8 @@ def _states(names: list[str], groups: Mapping[str, list[str]], task_vars: Mappin
     for name in names:
         known = task_vars["hostvars"].raw_get(name) if name in asked else {}
         planned, proof = (_plain(known.get(key)) for key in ("gpufleet_host", "gpufleet_proof"))
+        if "compact" in planned:
+            planned.update(json.loads(planned.pop("compact")))
         states[name] = {
             "planned": planned,
             "proof": proof,

@@ -23,10 +23,13 @@ from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
     InvalidVariables,
     desired_state,
+    preload,
     wanted_steps,
 )
 
 MINIMUM_ANSIBLE = (2, 19)
+
+preload()  # here, where Ansible loads this before it forks a worker for each host: each of them would read the files anew
 
 
 class ActionModule(ActionBase):
@@ -49,7 +52,7 @@ class ActionModule(ActionBase):
             return {**result, **_stop_the_run(task_vars, str(error))}
         observed = self._execute_module("gpufleet.workstation.gpu_info", module_args=request, task_vars=task_vars)
         if "observation" not in observed:
-            return {**result, "observation": {}, "plan": _unobserved(observed)}
+            return self._told({**result, "observation": {}, "plan": _unobserved(observed)})
         observation = observed["observation"]
         plan = self._resolve(observation, desired, task_vars)
         urls = urls_to_ask(plan)
@@ -67,7 +70,14 @@ class ActionModule(ActionBase):
             result["changed"] = bool(changes)
         if self._task.diff:
             result["diff"] = [_diff(action) for action in changes]
-        return result
+        return self._told(result)
+
+    def _told(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the result, in one text where that is asked for: Ansible copies every value of a result several times."""
+        if not boolean(self._task.args.get("compact", False)):
+            return result
+        text = json.dumps({key: result.pop(key) for key in ("observation", "plan")})
+        return {**result, "compact": text}
 
     def _resolve(
         self, observation: dict[str, Any], desired: dict[str, Any], task_vars: dict[str, Any]
@@ -99,9 +109,9 @@ class ActionModule(ActionBase):
             return f"ansible-core {ansible_version} is too old: gpufleet.workstation needs 2.19 or newer."
         if self._task.delegate_to:
             return "gpufleet.workstation.plan cannot be delegated: it would plan one host from another host's hardware."
-        unknown = sorted(set(self._task.args) - {"steps", "make_locks"})
+        unknown = sorted(set(self._task.args) - {"steps", "make_locks", "compact"})
         if unknown:
-            return f"gpufleet.workstation.plan takes no {', '.join(unknown)}; its options are steps and make_locks."
+            return f"gpufleet.workstation.plan takes no {', '.join(unknown)}; its options are steps, make_locks and compact."
         return None
 
     def _desired(self, task_vars: dict[str, Any]) -> dict[str, Any]:

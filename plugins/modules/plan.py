@@ -33,6 +33,13 @@ options:
       - Without it such a build is planned all the same. Only where it is carried out it needs the lock.
     type: bool
     default: true
+  compact:
+    description:
+      - Whether RV(observation) and RV(plan) are returned as one JSON text, RV(compact), instead. For playbooks that read them once, on the
+        controller - of a thousand hosts Ansible spends most of its time on copying results.
+    type: bool
+    default: false
+    version_added: 0.5.0
 attributes:
   check_mode:
     support: full
@@ -64,9 +71,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+compact:
+  description: JSON of an object with RV(observation) and RV(plan).
+  returned: with O(compact=true)
+  type: str
 observation:
   description: What M(gpufleet.workstation.gpu_info) saw; empty where the host could not be observed.
-  returned: always
+  returned: unless O(compact=true)
   type: dict
 plan:
   description: The plan, as described in docs/architecture.md.

@@ -70,6 +70,13 @@ def _used_names() -> frozenset[str]:
     return frozenset({*_PLAYBOOK_NAMES, *(name for names in found for name in names)})
 
 
+def preload() -> None:
+    """Read all files that variables are compared with, once for all hosts."""
+    for role in (*ROLES, "gpu_compliance"):
+        argument_spec(role)
+    _used_names()
+
+
 def _spec(option: dict[str, Any]) -> dict[str, Any]:
     spec = {key: value for key, value in option.items() if key not in ("description", "version_added", "options")}
     if "options" in option:
