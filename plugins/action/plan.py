@@ -55,7 +55,7 @@ class ActionModule(ActionBase):
             return self._told({**result, "observation": {}, "plan": _unobserved(observed)})
         observation = observed["observation"]
         plan = self._resolve(observation, desired, task_vars)
-        urls = urls_to_ask(plan)
+        urls = [] if self._compact() else urls_to_ask(plan)
         if urls:  # only where something will be downloaded: a converged host is asked once
             request = {**request, "urls": urls}
             observed = self._execute_module("gpufleet.workstation.gpu_info", module_args=request, task_vars=task_vars)
@@ -72,9 +72,12 @@ class ActionModule(ActionBase):
             result["diff"] = [_diff(action) for action in changes]
         return self._told(result)
 
+    def _compact(self) -> bool:
+        return boolean(self._task.args.get("compact", False))
+
     def _told(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return the result, in one text where that is asked for: Ansible copies every value of a result several times."""
-        if not boolean(self._task.args.get("compact", False)):
+        if not self._compact():
             return result
         text = json.dumps({key: result.pop(key) for key in ("observation", "plan")})
         return {**result, "compact": text}

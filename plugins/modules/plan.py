@@ -37,6 +37,7 @@ options:
     description:
       - Whether RV(observation) and RV(plan) are returned as one JSON text, RV(compact), instead. For playbooks that read them once, on the
         controller - of a thousand hosts Ansible spends most of its time on copying results.
+      - Where something would be downloaded, hosts are not asked then whether they reach it. That would be a second execution.
     type: bool
     default: false
     version_added: 0.5.0
