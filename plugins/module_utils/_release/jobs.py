@@ -19,9 +19,8 @@ import subprocess
 import sys
 import time
 import typing as t
-import zipfile
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._release import store
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release import bundle, store
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import (
     SCHEMA,
     SYSTEM_PATH,
@@ -31,7 +30,6 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._release.mode
     hide_credentials,
 )
 
-_PACKAGE = "ansible_collections.gpufleet.workstation.plugins.module_utils"
 _START_LIMIT = 60.0
 _POLL = 0.03
 _LOOK_LIMIT = 0.5
@@ -39,7 +37,7 @@ _LOOK_LIMIT = 0.5
 _ENTRY = f"""
 import os, sys
 os.dup2(os.open(os.path.join(sys.argv[1], "log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
-from {_PACKAGE}._release import worker
+from {bundle.PACKAGE}._release import worker
 worker.main(sys.argv[1])
 """
 
@@ -176,8 +174,9 @@ def start(request: Request, release_id: str, expected: tuple[int, str], environm
     os.makedirs(layout.job, mode=0o700)
     os.chmod(os.path.dirname(layout.job), 0o700)
     job = secrets.token_hex(8)
-    bundle = os.path.join(layout.job, "worker.zip")
-    _write_bundle(bundle)
+    program = os.path.join(layout.job, "worker.zip")
+    with open(program, "wb") as file:
+        file.write(bundle.packed(_ENTRY))
     given = {"job": job, "release": release_id, "expected": expected, "environment": environment}
     store.write_file(
         os.path.join(layout.job, "request.json"),
@@ -185,7 +184,7 @@ def start(request: Request, release_id: str, expected: tuple[int, str], environm
         mode=0o600,
     )
     try:
-        process = _detach([sys.executable, "-I", "-B", bundle, layout.job], layout.name)
+        process = _detach([sys.executable, "-I", "-B", program, layout.job], layout.name)
         return _wait_for(layout, job, process)
     except BaseException:
         clear(layout)
@@ -219,21 +218,6 @@ def _detach(argv: list[str], name: str) -> subprocess.Popen[bytes] | None:
             return None
     clean = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
     return subprocess.Popen(argv, env=clean, cwd="/", start_new_session=True, **quiet)
-
-
-def _write_bundle(path: str) -> None:
-    """Pack the code that this process runs: the archive it may have come in is removed when it ends."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, module in sorted(sys.modules.items()):
-            if not name.startswith(_PACKAGE + "."):
-                continue
-            source = module.__spec__.loader.get_source(name)  # type: ignore[union-attr]
-            file = name.replace(".", "/")
-            archive.writestr(f"{file}/__init__.py" if hasattr(module, "__path__") else f"{file}.py", source or "")
-        parts = _PACKAGE.split(".")
-        for length in range(1, len(parts) + 1):
-            archive.writestr("/".join(parts[:length]) + "/__init__.py", "")
-        archive.writestr("__main__.py", _ENTRY)
 
 
 def identity() -> dict[str, t.Any]:
