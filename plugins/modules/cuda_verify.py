@@ -25,6 +25,8 @@ description:
     when a step on a GPU takes longer than O(gpu_limit). GPUs that were not proven by then are proven without the one that hung.
   - V(passed) means that every check of every GPU ran and passed. What could not run is V(not_run), never V(passed).
   - Changes nothing on the host and leaves nothing behind, apart from the verdict itself where O(stamp=true).
+  - Only one proof of root's runs on a host at a time. A call waits up to 15 minutes for another one, such as that of the host's own
+    timer (role P(gpufleet.workstation.gpu_compliance#role)).
 options:
   environments:
     description:
@@ -378,13 +380,16 @@ environments:
           contains: *check
 """
 
+import contextlib
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.sysfs import pci_address
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner, stamp
 
 LONGEST = 24 * 3600
+PATIENCE = 900.0  # seconds that another proof gets to end
 
 
 def problem_with(parameters: dict) -> str | None:
@@ -459,8 +464,12 @@ def main() -> None:
         "burn_seconds": parameters["burn_seconds"],
     }
     keep = parameters["stamp"] and not module.check_mode
+    alone = stamp.alone(Host(), PATIENCE) if os.geteuid() == 0 else contextlib.nullcontext()
     try:
-        result = stamp.prove(runner.prove, environments, options, keep, parameters["max_age"], module.warn)
+        with alone:
+            result = stamp.prove(runner.prove, environments, options, keep, parameters["max_age"], module.warn)
+    except stamp.NotAlone as error:
+        module.fail_json(msg=f"cuda_verify: nothing was proven: {error}. Run again when it has ended.")
     except OSError as error:
         module.fail_json(
             msg=f"cuda_verify: the stamp of an earlier proof cannot be deleted, so nothing was proven: {error}."

@@ -97,13 +97,9 @@ def _covered(host: Host, environment: dict[str, t.Any], wanted: Desired, missing
 
 
 def _error_since(host: Host, proven_at: str, wanted: Desired) -> str | None:
-    """What the driver logged since, if it says that something is wrong with a GPU rather than with a program."""
-    for event in host.xid_events():
-        elsewhere = event.get("pci_address") in wanted.driver.gpus_exclude
-        grave = event.get("this_boot") and event.get("action") not in ("ignore", "restart_app")
-        if grave and not elsewhere and str(event.get("last_at") or "") > proven_at:
-            return f"since its proof: Xid {event.get('number')} ({event.get('title')}) at {event.get('pci_address')}"
-    return None
+    """What the driver logged since of the GPUs that count."""
+    events = [event for event in host.xid_events() if event.get("pci_address") not in wanted.driver.gpus_exclude]
+    return stamp.error_since(events, proven_at)
 
 
 def _served(host: Host) -> list[dict[str, t.Any]]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import json
 import os
 import re
 import stat
 import time
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from .._probe import child, driver, expected, nvml, proc, system
 from .._probe.host import Host, Unreadable
@@ -27,6 +28,7 @@ from . import judge
 FOLDER = "/var/lib/gpufleet/proof"
 SCHEMA = 1
 OWNER = 0  # whose the folder and the stamps have to be
+LOCK = "/run/gpufleet-proof.lock"  # flock(2)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,6 +41,10 @@ Document = dict[str, Any]
 
 class NoStamp(Exception):
     """There is no stamp that could be used or written; the text says why, for people."""
+
+
+class NotAlone(Exception):
+    """Somebody else proves on this host; the text says so, for people."""
 
 
 # ---- format ---------------------------------------------------------------------------------------------------------
@@ -233,6 +239,15 @@ def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_
     return None
 
 
+def error_since(events: Iterable[Mapping[str, Any]], proven_at: str) -> str | None:
+    """What the driver logged since a proof, if it says that something is wrong with a GPU rather than with a program."""
+    for event in events:
+        grave = event.get("this_boot") and event.get("action") not in ("ignore", "restart_app")
+        if grave and str(event.get("last_at") or "") > proven_at:
+            return f"since its proof: Xid {event.get('number')} ({event.get('title')}) at {event.get('pci_address')}"
+    return None
+
+
 def _changes(stamp: Document, now: Mapping[str, Any]) -> list[str]:
     changes = []
     for key, change in _COMPARED:
@@ -322,8 +337,8 @@ def read(host: Host, name: str) -> Document | None:
     path = _path(name)
     if host.lstat(path) is None:
         return None
-    _trust(host, FOLDER, "directory", stat.S_ISDIR)
-    _trust(host, path, "regular file", stat.S_ISREG)
+    trust(host, FOLDER, "directory", stat.S_ISDIR)
+    trust(host, path, "regular file", stat.S_ISREG)
     try:
         text = host.read_bytes(path).decode("utf-8")
         return checked(json.loads(text), name)
@@ -331,7 +346,8 @@ def read(host: Host, name: str) -> Document | None:
         raise NoStamp(f"{path}: {error}") from error
 
 
-def _trust(host: Host, path: str, what: str, kind: Callable[[int], bool]) -> None:
+def trust(host: Host, path: str, what: str, kind: Callable[[int], bool]) -> None:
+    """Raise NoStamp unless a path is root's own and of this kind (stat.S_ISREG...), OSError where that cannot be seen."""
     state = host.lstat(path)
     if state is None or not kind(state.st_mode) or state.st_uid != OWNER or state.st_mode & 0o022:
         raise NoStamp(f"{path} is no {what} of root's that nobody else can write")
@@ -343,7 +359,7 @@ def write(host: Host, stamp: Document) -> None:
     for folder in (os.path.dirname(FOLDER), FOLDER):
         with contextlib.suppress(FileExistsError):
             os.mkdir(host.root + folder, 0o755)
-    _trust(host, FOLDER, "directory", stat.S_ISDIR)
+    trust(host, FOLDER, "directory", stat.S_ISDIR)
     gpus = [gpu for gpu in stamp["gpus"] if gpu["verdict"] == "passed"]
     if stamp["verdict"] == "passed" and gpus:  # one that is gone later is missing, not absent
         _put(host, expected.PATH, expected.remembered(host, gpus, stamp["proven_at"], stamp["boot_id"]))
@@ -402,6 +418,27 @@ def _path(name: str) -> str:
 
 
 # ---- a proof with stamps --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def alone(host: Host, patience: float = 0.0) -> Iterator[None]:
+    """Be the only one who proves on this host: each of two would find the GPUs in use. Raises NotAlone after so many seconds."""
+    path = host.root + LOCK
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(open(path, "a", encoding="ascii"))
+        except OSError as error:
+            raise NotAlone(f"whether something else proves here cannot be seen: {error}") from error
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise NotAlone(f"another proof runs on this host ({LOCK} is locked)") from None
+                time.sleep(0.2)
+        yield
 
 
 def prove(

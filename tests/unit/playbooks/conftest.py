@@ -306,7 +306,7 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (modules / "cuda_verify.py").write_text(_ANSWER.format(before="proof.json", after="proof.json"), encoding="utf-8")
     (modules / "venv_release.py").write_text(_RELEASE, encoding="utf-8")
     (base / "serve").write_text(_SERVE, encoding="utf-8")
-    for role in ("nvidia_driver", "torch_env", "runtime_env"):
+    for role in ("nvidia_driver", "torch_env", "runtime_env", "gpu_compliance"):
         shutil.rmtree(home / "roles" / role / "tasks")
         (home / "roles" / role / "tasks").mkdir()
         text = "---" + _MARK.format(folder=base, role=role, arguments="")

@@ -115,3 +115,14 @@ def test_a_bad_value_is_refused_by_name_and_nothing_is_run(run, parameters, mess
     assert status == 1
     assert message in result["msg"]
     assert not run.asked
+
+
+def test_while_the_hosts_own_timer_proves_nothing_is_proven(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_verify.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(cuda_verify.stamp, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(cuda_verify, "PATIENCE", 0.0)
+    with cuda_verify.stamp.alone(cuda_verify.Host()):
+        status, result = run(environments=[ENVIRONMENT])
+    assert (status, run.asked) == (1, [])
+    assert "nothing was proven: another proof runs on this host" in result["msg"]
+    assert run(environments=[ENVIRONMENT])[0] == 0
