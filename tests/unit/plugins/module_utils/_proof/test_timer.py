@@ -210,7 +210,7 @@ def seen(level: str = "quick", verdict: str = "passed", events: tuple[Any, ...] 
 
 SETTINGS = timer.settings_of({**DOCUMENT, "level": "quick", "max_age": 100})
 XID = {
-    "this_boot": True, "action": "reset_gpu", "last_at": "2026-11-22T20:00:00Z", "number": 79, "title": "fell off the bus",
+    "this_boot": True, "action": "reset", "last_at": "2026-11-22T20:00:00Z", "number": 79, "title": "fell off the bus",
     "pci_address": GPU["pci_address"],
 }  # fmt: skip
 NOT_COVERED = seen(boot_id="boot-2")
