@@ -162,6 +162,7 @@ def ask_nvml(told: dict[str, Any]) -> None:
         about: dict[str, Any] = {"processes": compute_processes(nvml, handle)}
         told["gpus"][f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0"] = about
         about.update(modes(nvml, handle))
+    nvml.nvmlShutdown()  # now, while CUDA starts, and not when the process ends: that takes as long as this
 
 
 def compute_processes(nvml: Any, handle: ctypes.c_void_p) -> list[int] | None:
