@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from .._probe import expected, proc, sysfs
 from .._probe.host import Host, Unreadable
-from . import causes, judge, watch
+from . import causes, driver_kernel, judge, torch_checks, watch
 from .child import KILL_PATIENCE, Account, AccountError, Child, Nursery, choose_account
 
 GPU_LIMIT = 60.0  # seconds for a step on a GPU; without persistence mode a GPU takes up to 3 s to start
@@ -162,8 +162,6 @@ def _prove_one(
 def _start_torch(
     nursery: Nursery, settings: Settings, account: Account, deadline: float, directory: str | None = None
 ) -> Child:
-    from . import torch_checks  # its source alone is wanted, and not where a stamp covers the proof
-
     folder, name = os.path.split(settings.python)
     # A link such as `current` is followed once, here: Python imports late, and the link can be switched meanwhile.
     python = os.path.join(os.path.realpath(folder), name)
@@ -257,8 +255,6 @@ def _failed_alone(child: Child) -> bool:
 
 
 def _try_driver(nursery: Nursery, settings: Settings, account: Account, deadline: float, host: Host) -> Driver:
-    from . import driver_kernel
-
     driver = Driver()
     driver.absent = driver_absent(host)
     if driver.absent is not None:
