@@ -121,6 +121,7 @@ def stamped(folder: Path, result: dict[str, Any], sm: str) -> Callable[[], Any]:
     stamp.FOLDER, stamp.OWNER = str(folder / "proof"), os.geteuid()
     host = Host()
     now = stamp.present(host, stamp.state_of(host, "bench", str(python)), [sm], None, system.utc(time.time()), 60)
+    now.update(wish=stamp.wish({}), burn_seconds=0)
     stamp.write(host, stamp.document({**result, "name": "bench"}, now))
     # A copy without bytecode, as Ansible sends modules.
     collections = folder / "collections"

@@ -51,8 +51,9 @@ def base(monkeypatch, torch_python):
 def proven(base, described):
     """Prove it, and keep the verdict; `max_age` lets a stamp count."""
 
-    def prove(max_age=0):
+    def prove(max_age=0, **expect):
         environment = {"name": "base", "python": str(base / "releases/r1/bin/python"), "sm": [described["sm"]]}
+        environment["expect"] = expect
         options = {"level": "quick", "sm": [], "gpus": None}
         told = []
         result = stamp.prove(runner.prove, [environment], options, True, max_age, told.append)
@@ -80,8 +81,10 @@ def test_a_stamp_names_the_gpus_the_driver_and_the_boot_and_covers_until_the_rel
     print(f"covered: {time.monotonic() - started:.3f} s, {document}")
     assert (again["verdict"], again["stamped"], again["proven_at"]) == ("passed", True, document["proven_at"])
 
+    assert proven(max_age=1, torch=described["version"])["stamped"] is False
+    assert proven(max_age=1, torch=described["version"])["stamped"] is True
     (base / "stamps/r1.json").write_text("{ }", encoding="ascii")
-    assert proven(max_age=1)["stamped"] is False
+    assert proven(max_age=1, torch=described["version"])["stamped"] is False
 
 
 def test_a_proof_that_is_killed_leaves_no_stamp(base, proven, described):

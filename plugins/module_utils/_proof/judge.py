@@ -15,6 +15,8 @@ from typing import Any, Callable, Collection, Mapping, NamedTuple, Sequence
 from .._compat import sass
 from . import failures
 
+BURN_SECONDS = 60
+"""That level stress burns, unless told otherwise."""
 LEVELS = ("static", "quick", "full", "stress")
 """From the least to the most that is proven."""
 

@@ -18,9 +18,9 @@ from .._probe import expected, proc, sysfs
 from .._probe.host import Host, Unreadable
 from . import causes, driver_kernel, judge, torch_checks, watch
 from .child import KILL_PATIENCE, Account, AccountError, Child, Nursery, choose_account
+from .judge import BURN_SECONDS
 
 GPU_LIMIT = 60.0  # seconds for a step on a GPU; without persistence mode a GPU takes up to 3 s to start
-BURN_SECONDS = 60.0
 TIME_LIMITS = {"static": 300.0, "quick": 300.0, "full": 600.0, "stress": 600.0}  # for an environment, besides the burn
 WATCH_PATIENCE = 5.0  # seconds that NVML gets to say what it saw, when the load is over
 

@@ -23,6 +23,7 @@ from typing import Any, Callable, Mapping, Sequence
 from .._probe import child, driver, expected, nvml, proc, system
 from .._probe.host import Host, Unreadable
 from . import judge
+from .judge import BURN_SECONDS
 
 FOLDER = "/var/lib/gpufleet/proof"
 SCHEMA = 1
@@ -54,6 +55,10 @@ def _name(value: Any) -> bool:
 
 def _name_or_null(value: Any) -> bool:
     return value is None or _name(value)
+
+
+def _flag_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
 
 
 def _digest(value: Any) -> bool:
@@ -107,7 +112,11 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "userspace": _name_or_null,
     "boot_id": _name,
     "sm": _names,
-    "gpus": _several(_mapping(uuid=_name, pci_address=_name, name=_name, verdict=_one_of(_VERDICTS))),
+    "wish": _digest,
+    "burn_seconds": _number,
+    "gpus": _several(
+        _mapping(uuid=_name, pci_address=_name, name=_name, mig=_flag_or_null, verdict=_one_of(_VERDICTS))
+    ),
     "proven_at": lambda value: _time(value) is not None,
     "torch": _name_or_null,
     "checks": _mapping(passed=_number, failed=_CHECKS, not_run=_CHECKS),
@@ -131,12 +140,14 @@ def checked(document: Any, name: str) -> Document:
         verdicts = [gpu["verdict"] for gpu in document["gpus"]]
         if document["checks"]["failed"] or "failed" in verdicts or (on_gpus and not verdicts):
             raise NoStamp("it says passed and holds a failure, or no GPU")
+        if (document["burn_seconds"] > 0) is not (document["level"] == judge.LEVELS[-1]):
+            raise NoStamp("it names a burn without the level stress, or the level without a burn")
     return document
 
 
 def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
     """The stamp of one environment's result of cuda_verify. `now`: what the host is like, see `uncovered`, and `at`."""
-    uuids = {gpu["pci_address"]: gpu["uuid"] for gpu in now["gpus"] or ()}
+    served = {gpu["pci_address"]: gpu for gpu in now["gpus"] or ()}
     found: dict[str, list[dict[str, Any]]] = {"passed": [], "failed": [], "not_run": []}
     for address, checks in [(None, result["checks"])] + [(gpu["pci_address"], gpu["checks"]) for gpu in result["gpus"]]:
         for check in checks:
@@ -153,10 +164,12 @@ def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
         "remedy": result["remedy"],
         **{key: now[key] for key, _change in _COMPARED},
         "sm": sorted(now["sm"]),
+        "burn_seconds": now["burn_seconds"] if proven == "stress" else 0,
         # NVML's, as the observation has it: CUDA shows another one for a part of a GPU (MIG).
         "gpus": [
             {
-                "uuid": uuids.get(gpu["pci_address"]) or gpu["uuid"],
+                "uuid": served.get(gpu["pci_address"], gpu)["uuid"],
+                "mig": served.get(gpu["pci_address"], {}).get("mig"),
                 **{key: gpu[key] for key in ("pci_address", "name", "verdict")},
             }
             for gpu in result["gpus"]
@@ -199,6 +212,7 @@ _COMPARED = (
     ("userspace", "installed driver {0} -> {1}"),
     ("boot_id", "rebooted"),
     ("sm", "GPUs of {0} -> {1}"),
+    ("wish", "what is expected of it or who runs it changed"),
 )
 """What has to be as it was, and what a difference is called."""
 
@@ -207,7 +221,7 @@ def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_
     """Why a stamp does not cover a wish, in words; None where it does.
 
     `now` is the host as it is: the keys of `_COMPARED`, `gpus` ([{uuid, pci_address, name}] that have to be proven, None: not
-    known) and `at` (UTC, by the host's clock). `max_age` is in hours.
+    known), `burn_seconds` (level stress) and `at` (UTC, by the host's clock). `max_age` is in hours.
     """
     if not document:
         return "no proof is on record"
@@ -223,6 +237,9 @@ def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_
     if judge.LEVELS.index(stamp["level"]) < judge.LEVELS.index(level):
         reason = f" ({stamp['reason']})" if stamp["reason"] else ""
         return f"level {level} is wanted, level {stamp['level']} was proven{reason}"
+    burn = now.get("burn_seconds", BURN_SECONDS)
+    if level == "stress" and stamp["burn_seconds"] < burn:
+        return f"a burn of {burn} s is wanted, one of {stamp['burn_seconds']} s was run"
     then, at = _time(stamp["proven_at"]), _time(now.get("at"))
     if then is None or at is None:
         return "the age of its proof is not known"
@@ -245,6 +262,8 @@ def _changes(stamp: Document, now: Mapping[str, Any]) -> list[str]:
         before, after = ({gpu["uuid"]: gpu for gpu in gpus} for gpus in (stamp["gpus"], there))
         changes += [f"{_gpu(before[uuid])} is gone" for uuid in before if uuid not in after]
         changes += [f"{_gpu(after[uuid])} was not proven" for uuid in after if uuid not in before]
+        modes = ((before[uuid], after[uuid].get("mig")) for uuid in before if uuid in after)
+        changes += [f"MIG of {_gpu(gpu)} changed" for gpu, mig in modes if gpu["mig"] is not mig]
     return changes
 
 
@@ -283,6 +302,23 @@ def state_of(host: Host, name: str, python: str) -> dict[str, Any]:
     }
 
 
+def wish(environment: Mapping[str, Any]) -> str:
+    """What is asked of an environment, of those that `prove` takes, in a sha256: the builds expected, and who runs it."""
+    expect = environment.get("expect") or {}
+    asked = {
+        "torch": expect.get("torch") or None,
+        "companions": expect.get("companions") or {},
+        "user": environment.get("user") or None,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def mig_of(health: Any) -> bool | None:
+    """Whether a GPU is parted, of its health as NVML tells it; None where it cannot be or does not say."""
+    mig = health.get("mig") if isinstance(health, dict) else None
+    return mig["enabled"] if isinstance(mig, dict) else None
+
+
 def digest_of(host: Host, path: str) -> str | None:
     """The sha256 of a file, None where there is none."""
     text = host.read_bytes(path) if host.exists(path) else None
@@ -292,7 +328,9 @@ def digest_of(host: Host, path: str) -> str | None:
 def present(
     host: Host, state: Mapping[str, Any], sm: Sequence[str], addresses: Sequence[str] | None, at: str, time_limit: float
 ) -> dict[str, Any]:
-    """`state` with all else that a stamp is compared with; NVML tells which GPUs the driver serves, of those at `addresses`."""
+    """`state` with what else there is on the host that a stamp is compared with; NVML tells which GPUs the driver serves, of
+    those at `addresses`.
+    """
     wsl = host.exists("/dev/dxg")
     told: dict[str, Any] = {"gpus": []}
     if wsl or state["driver"]:
@@ -302,7 +340,8 @@ def present(
             told = {"gpus": None}
     gpus = told["gpus"]
     if gpus is not None:
-        rows = ({key: gpu[key] for key in ("uuid", "pci_address", "name")} for gpu in gpus if gpu["uuid"])
+        keys = ("uuid", "pci_address", "name")
+        rows = ({**{key: gpu[key] for key in keys}, "mig": mig_of(gpu["health"])} for gpu in gpus if gpu["uuid"])
         gpus = [row for row in rows if addresses is None or row["pci_address"] in addresses]
     of_windows = told.get("driver_version") if wsl else None
     return {
@@ -456,7 +495,9 @@ def _state_or_why(host: Host, environment: Mapping[str, Any]) -> dict[str, Any] 
 def _present(
     host: Host, environment: Mapping[str, Any], state: Mapping[str, Any], options: Mapping[str, Any], at: str
 ) -> dict[str, Any]:
-    return present(host, state, environment.get("sm") or options["sm"], options["gpus"], at, _NVML_LIMIT)
+    now = present(host, state, environment.get("sm") or options["sm"], options["gpus"], at, _NVML_LIMIT)
+    burn_seconds = int(options.get("burn_seconds") or BURN_SECONDS)
+    return {**now, "wish": wish(environment), "burn_seconds": burn_seconds}
 
 
 def _covering(

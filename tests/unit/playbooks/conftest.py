@@ -179,6 +179,16 @@ class Fleet:
                     "userspace": seen["driver"]["userspace_version"],
                     "boot_id": seen["os"]["boot_id"],
                     "sm": ["sm_120"],
+                    "wish": stamp.wish(
+                        {
+                            "expect": {
+                                "torch": "2.9.1+cu128",
+                                "companions": {"torchvision": "0.24.1", "torchaudio": "2.9.1"},
+                            },
+                            "user": environment["owner"],
+                        }
+                    ),
+                    "burn_seconds": 60,
                     "gpus": [],
                     "at": at,
                 }

@@ -346,6 +346,8 @@ def _prove(seen: Observation, plan: dict[str, Any], name: str) -> None:
         "userspace": driver["userspace_version"],
         "boot_id": seen["os"]["boot_id"],
         "sm": entry["proof"]["sm"],
+        "wish": stamp.wish(entry["proof"]),
+        "burn_seconds": 60,
         "gpus": [],
         "at": seen["observed_at"],
     }

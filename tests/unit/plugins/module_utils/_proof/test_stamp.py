@@ -16,8 +16,8 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import
 
 AT = "2026-11-22T19:00:00Z"
 LATER = "2026-11-24T07:30:00Z"  # 36.5 hours
-GPU = {"uuid": "GPU-1", "pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070"}
-OTHER = {"uuid": "GPU-2", "pci_address": "0000:02:00.0", "name": "NVIDIA GeForce RTX 3090"}
+GPU = {"uuid": "GPU-1", "pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070", "mig": False}
+OTHER = {"uuid": "GPU-2", "pci_address": "0000:02:00.0", "name": "NVIDIA GeForce RTX 3090", "mig": None}
 NOW: dict[str, Any] = {
     "release": "2.9.1-cu128-1a2b3c4d",
     "release_digest": "a" * 64,
@@ -27,6 +27,8 @@ NOW: dict[str, Any] = {
     "userspace": "580.95.05",
     "boot_id": "1f3f0bd4-5f1f-4c9b-8a52-0ff25cb5d1ad",
     "sm": ["sm_120"],
+    "wish": "c" * 64,
+    "burn_seconds": 60,
     "gpus": [GPU],
     "at": AT,
 }
@@ -83,6 +85,9 @@ def test_a_proof_covers_the_host_as_it_was() -> None:
         ({"boot_id": "another"}, "since its proof: rebooted"),
         ({"driver": "590.48.01", "boot_id": "x"}, "since its proof: driver 580.95.05 -> 590.48.01, rebooted"),
         ({"sm": ["sm_120", "sm_86"]}, "since its proof: GPUs of sm_120 -> sm_120 sm_86"),
+        ({"wish": "d" * 64}, "since its proof: what is expected of it or who runs it changed"),
+        ({"gpus": [{**GPU, "mig": True}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 changed"),
+        ({"gpus": [{**GPU, "mig": None}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 changed"),
         ({"gpus": []}, "since its proof: NVIDIA GeForce RTX 5070 at 0000:01:00.0 is gone"),
         ({"gpus": [GPU, OTHER]}, "since its proof: NVIDIA GeForce RTX 3090 at 0000:02:00.0 was not proven"),
         ({"gpus": None}, "since its proof: which GPUs the driver serves is not known"),
@@ -239,6 +244,35 @@ def test_none_is_none(document: Any) -> None:
 @pytest.mark.parametrize("document", ["passed", 1, [stamped()], {"verdict": "passed"}])
 def test_what_is_no_stamp_covers_nothing(document: Any) -> None:
     assert "unusable" in str(why(document))
+
+
+def test_a_shorter_burn_covers_no_longer_one() -> None:
+    short = stamp.document(proven(level="stress"), {**NOW, "burn_seconds": 1})
+    assert why(short, level="stress", burn_seconds=600) == "a burn of 600 s is wanted, one of 1 s was run"
+    assert why(short, level="stress") == "a burn of 60 s is wanted, one of 1 s was run"
+    assert why(short, level="stress", burn_seconds=1) is None
+    assert why(short, level="full", burn_seconds=600) is None
+    assert stamp.document(proven(level="full"), {**NOW, "burn_seconds": 600})["burn_seconds"] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expect": {"torch": "2.10.0+cu130"}},
+        {"expect": {"torch": "2.9.1+cu128", "companions": {"torchvision": "0.24.1"}}},
+        {"user": "ada"},
+    ],
+)
+def test_a_proof_of_other_expectations_or_of_another_account_covers_nothing(
+    host: Host, changes: dict[str, Any]
+) -> None:
+    prover = Prover(host)
+    asked = {**ENVIRONMENT, "expect": {"torch": "2.9.1+cu128", "companions": {}}, "user": ""}
+    prover.prove(asked)
+    assert prover.prove({**asked, "user": None})["environments"][0]["stamped"] is True
+    prover.looks = False
+    assert prover.prove({**asked, **changes}, keep=False)["environments"][0]["stamped"] is False
+    assert prover.asked == ["base", "base"]
 
 
 # ---- on the host ----------------------------------------------------------------------------------------------------
