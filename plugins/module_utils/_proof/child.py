@@ -29,6 +29,7 @@ from .._release.model import BUILD_ACCOUNT
 KILL_PATIENCE = 5.0  # seconds a process killed by SIGKILL gets to disappear
 KEPT_OUTPUT = 8192  # bytes kept of the beginning and of the end of stdout and stderr
 KEPT_RECORDS = 1 << 20
+_TEXTS = ("event", "id", "gpu", "status", "code")  # what a record of ours has as text, or not at all
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 1, 36, 37
 LIBC = ctypes.CDLL(None)
 
@@ -255,9 +256,11 @@ class Child:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
-            if isinstance(record, dict):
+            if isinstance(record, dict) and all(
+                record.get(key) is None or isinstance(record[key], str) for key in _TEXTS
+            ):
                 self.records.append(record)
                 self._time(record)
             elif self.garbage is None:

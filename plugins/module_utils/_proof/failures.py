@@ -409,6 +409,8 @@ _WORDS = (
     ("ecc_uncorrected", "uncorrectable memory errors", "the GPU's memory had errors during the proof that ECC could not correct",
         "Reboot to let the GPU replace the bad memory; if more follow, replace the card."),
     ("busy", "GPU in use", "other processes compute on the GPU", "Prove again when the job has ended, or set when_busy to run."),
+    ("users_unknown", "users of the GPU not known", "who computes on the GPU cannot be told here, and this level would disturb them",
+        "Prove as root, or, where nobody computes, set when_busy to run."),
     # the process of the proof
     ("no_start", "interpreter does not start", "the environment's Python cannot be executed by the account",
         "Check that the interpreter exists and that the account may execute it and enter every directory above it."),
@@ -451,7 +453,7 @@ _SOURCES = {
 }
 _READ = 4096  # characters of a message: the cause is at its beginning
 _PREFIXED = re.compile(r"(?:cuda(?: driver)? error(?: \d+)?|\[cuda\]|cudagetdevicecount\(\)\. error \d+): ([^\n]+)")
-_NUMBERED = re.compile(r"(?:CUDA_ERROR_[A-Z0-9_]+ \((\d+)\)|cudaGetDeviceCount\(\)\. Error (\d+):)")
+_NUMBERED = re.compile(r"(?:CUDA_ERROR_[A-Z0-9_]+ \((\d{1,6})\)|cudaGetDeviceCount\(\)\. Error (\d{1,6}):)")
 # What the loader says of a file that is not whole (glibc, elf/dl-load.c).
 _DAMAGED = re.compile(
     r"\.so[^\s:]{0,80}: (?:file too short|invalid ELF header|cannot read file data|ELF load command|"
@@ -485,7 +487,7 @@ _BY_UNIT = """
 arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden
 ecc_uncorrected ended_early failed garbage gpu_not_started headers_missing import_failed no_account no_device_nodes no_driver no_gpu
 no_start noexec not_installed outside rocm_build shadowed_library slow_link stopped torch_misses_gpu triton_missing
-wrong_index xid
+users_unknown wrong_index xid
 """
 ON_GPU = frozenset(_ON_GPU.split())
 BY_UNIT = frozenset(_BY_UNIT.split()) | {f"cuda_{row[0]}" for row in _RUNTIME_API}

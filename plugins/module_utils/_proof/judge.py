@@ -17,6 +17,7 @@ from . import failures
 
 BURN_SECONDS = 60
 """That level stress burns, unless told otherwise."""
+MANY = 1_000_000  # no error of CUDA has such a number
 LEVELS = ("static", "quick", "full", "stress")
 """From the least to the most that is proven."""
 
@@ -200,10 +201,17 @@ def _from_record(record: dict[str, Any]) -> Check:
         status = "not_run" if known and status == "not_run" else "failed"
         if not known:
             error = _mapping(record.get("error"))
-            code = failures.code_of(name, error.get("number"), error.get("type"), evidence)
+            kind = error.get("type")
+            number = _number(error.get("number"))
+            code = failures.code_of(name, number, kind if isinstance(kind, str) else None, evidence)
     check = _check(name, status, evidence, code, _mapping(record.get("values")))
-    check["ms"] = record.get("ms")
+    check["ms"] = record["ms"] if isinstance(record.get("ms"), (int, float)) else None
     return check
+
+
+def _number(value: Any) -> int | None:
+    """An error's number; what libraries call an error's code can be anything."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MANY else None
 
 
 # ---- static ---------------------------------------------------------------------------------------------------------

@@ -331,7 +331,12 @@ def _choose(driver: Driver, settings: Settings, child: Child, host: Host) -> Non
     used = driver.shared if settings.when_busy == "run" else driver.skipped
     for gpu in driver.gpus:
         processes = _computing(gpu.get("processes"), host, [os.getpid(), child.pid or 0])
-        if processes:
+        if processes is None and settings.when_busy != "run" and judge.includes(settings.level, "full"):
+            driver.skipped[gpu["pci_address"]] = (
+                "users_unknown",
+                "neither NVML nor this host's processes tell who uses it",
+            )
+        elif processes:
             used[gpu["pci_address"]] = ("busy", f"in use by {', '.join(processes[:5])}")
 
 
@@ -355,18 +360,22 @@ def _served(host: Host) -> list[str]:
     return found
 
 
-def _computing(pids: list[int] | None, host: Host, own: list[int]) -> list[str]:
-    """The processes that compute on a GPU, by name; where NVML does not tell, whoever holds nvidia-uvm on this host."""
+def _computing(pids: list[int] | None, host: Host, own: list[int]) -> list[str] | None:
+    """The processes that compute on a GPU, by name; where NVML does not tell, whoever holds nvidia-uvm on this host; None where
+    nobody can tell.
+    """
     if pids is None:
         try:
             holders = proc.gpu_processes(host, (), own)
-        except (OSError, Unreadable):  # not root: nobody can tell, and what the proof needs is small
-            return []
+        except (OSError, Unreadable):  # not root
+            return None
         return [f"{holder['command']} ({holder['pid']})" for holder in holders if holder["kind"] == "compute"]
     found = []
     for pid in pids:
-        command = (host.text(f"/proc/{pid}/comm") or "").strip() or "a process of another container"
-        if proc.kind_of(command, ("/dev/nvidia-uvm",)) == "compute":
+        command = (host.text(f"/proc/{pid}/comm") or "").strip()
+        if not command or not proc.may_hold_gpu(host, pid):
+            found.append(f"a process of another container ({pid})")
+        elif proc.kind_of(command, ("/dev/nvidia-uvm",)) == "compute":
             found.append(f"{command} ({pid})")
     return found
 

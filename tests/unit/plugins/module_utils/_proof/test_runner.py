@@ -268,18 +268,43 @@ def test_garbage_among_the_records_does_not_pass(environment):
     assert check(result, "python.end")["code"] == "garbage"
 
 
-def test_records_of_the_wrong_shape_do_not_break_the_judge(environment):
-    lines = (
-        '{"event": "torch", "facts": [1]}',
-        '{"event": "check", "id": 7, "status": []}',
-        '{"event": "companions", "facts": 3}',
-    )
-    text = "\\n".join(lines).encode() + b"\\n"
-    environment.torch(
-        f"import os\nfor fd in range(3, 20):\n  try: os.write(fd, {text!r}.replace(b'\\\\n', b'\\n'))\n  except OSError: pass\n"
-    )
+def records(*lines):
+    """Code that writes these records into whatever pipe is open."""
+    text = "\n".join(lines).encode() + b"\n"
+    return f"import os\nfor fd in range(3, 20):\n  try: os.write(fd, {text!r})\n  except OSError: pass\n"
+
+
+def test_facts_of_the_wrong_shape_do_not_break_the_judge(environment):
+    environment.torch(records('{"event": "torch", "facts": [1]}', '{"event": "companions", "facts": 3}'))
     result = static(environment)  # the genuine records come later and count
     assert (result["verdict"], result["companions"]) == ("passed", {})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 60_000,
+        '{"event": "check", "id": 7, "status": []}',
+        '{"event": "begin", "id": [1]}',
+        '{"event": ["check"], "id": "torch.cpu"}',
+        '{"event": "check", "id": "torch.cpu", "gpu": {}, "status": "passed"}',
+    ],
+    ids=["deep", "a number for an id", "a list for an id", "a list for an event", "an object for a GPU"],
+)
+@pytest.mark.failure("garbage")
+def test_what_is_no_record_of_ours_fails_and_breaks_nothing(environment, line):
+    environment.torch(records(line))
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "python.end")["code"] == "garbage"
+
+
+@pytest.mark.parametrize("number", ["E42", -1, 1.5, True, [], 10**30])
+def test_what_a_library_calls_an_errors_code_can_be_anything(environment, number):
+    environment.torch(f"class Odd(ImportError):\n    error_code = {number!r}\nraise Odd('no')\n")
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "torch.import")["code"] == "failed", check(result, "torch.import")
 
 
 def test_a_flood_of_output_neither_blocks_nor_fills_anything(environment):
@@ -586,6 +611,16 @@ def test_a_gpu_in_use_is_proven_when_the_user_says_so(quick):
     assert quick(processes=[os.getpid()], when_busy="run")["verdict"] == "passed"
 
 
+@pytest.mark.failure("users_unknown")
+def test_what_disturbs_others_waits_where_nobody_can_tell_who_computes(quick, monkeypatch):
+    monkeypatch.setattr(runner, "_computing", lambda *_arguments: None)
+    result = quick(level="full")
+    assert {check["code"] for gpu in result["gpus"] for check in gpu["checks"]} == {"users_unknown"}
+    assert (result["verdict"], result["proven"]) == ("not_run", "static")
+    assert quick()["verdict"] == "passed"
+    assert quick(level="full", when_busy="run")["verdict"] != "not_run"
+
+
 def test_only_the_named_gpus_are_proven(quick):
     result = quick(gpus=[SECOND])
     assert [gpu["pci_address"] for gpu in result["gpus"]] == [SECOND]
@@ -882,12 +917,36 @@ def test_gpus_that_the_module_serves_count_only_with_a_device_node(tmp_path):
     assert runner._served(host) == ["0000:01:00.0"]
 
 
+def holding(host, *pids):
+    """Let these processes have a GPU's device node open."""
+    for pid in pids:
+        folder = Path(host.root, f"proc/{pid}/fd")
+        folder.mkdir(parents=True)
+        (folder / "5").symlink_to("/dev/nvidia-uvm")
+    return host
+
+
 def test_a_desktop_program_does_not_count_as_computing(tmp_path):
     host = made_up_host(
         tmp_path, ("/proc/11/comm", "firefox\n"), ("/proc/12/comm", "python\n"), ("/proc/13/comm", "nvidia-cuda-mps\n")
     )
+    holding(host, 11, 12, 13)
     assert runner._computing([11, 12], host, []) == ["python (12)"]
     assert runner._computing([13], host, []) == [
         "nvidia-cuda-mps (13)"
     ]  # the server of MPS, cut off as the kernel does
     assert "another container" in runner._computing([99], host, [])[0]
+
+
+@pytest.mark.parametrize(
+    "command", ["chromosome_fold", "steamflow", "opera_train", "swayam-train", "kwinfer", "Xorgan"]
+)
+def test_a_job_whose_name_begins_like_a_desktop_programs_is_a_job(tmp_path, command):
+    host = holding(made_up_host(tmp_path, ("/proc/11/comm", f"{command}\n")), 11)
+    assert runner._computing([11], host, []) == [f"{command} (11)"]
+
+
+def test_a_process_that_holds_no_gpu_here_does_not_excuse_one_that_nvml_numbers_so(tmp_path):
+    host = made_up_host(tmp_path, ("/proc/11/comm", "firefox\n"))
+    Path(host.root, "proc/11/fd").mkdir()
+    assert runner._computing([11], host, []) == ["a process of another container (11)"]
