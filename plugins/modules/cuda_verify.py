@@ -366,12 +366,11 @@ environments:
               C(gpu.optimizer_step) (AdamW changes every weight by what it must),
               C(gpu.torchvision_nms) and C(gpu.torchaudio_lfilter) (where the companion is expected),
               C(gpu.bandwidth) (pinned memory reaches 60 % of what the PCI Express link carries at the generation and with the lanes
-              that NVML shows under load; only measured where NVML shows none),
-              C(gpu.memory) (90 % of the free memory keeps a pattern that depends on the address, and its complement).
+              that NVML shows under load; not run where NVML shows none),
+              C(gpu.memory) (90 % of the free memory keeps a pattern that depends on the address, and its complement),
+              C(gpu.hardware) (NVML reported no Xid and no uncorrectable error of the memory meanwhile; not run where it cannot tell).
             - At level V(stress) also C(gpu.burn) (every product of the burn has the bits of the first one). Its C(values) tell
               C(products), C(tflop_s), C(temperature_c) and C(power_w) (the highest), and C(throttled) (why clocks were lowered).
-            - The last check of a GPU that passed fails with C(xid) or C(ecc_uncorrected) where NVML reported that from level V(full)
-              on.
             - Every result must be finite and within an error bound that follows from the arithmetic of its type.
           type: list
           elements: dict

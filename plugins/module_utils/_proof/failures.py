@@ -404,6 +404,10 @@ _WORDS = (
         "Compare 'nvidia-smi -L' with torch.cuda.device_count(); reboot if the driver was changed meanwhile."),
     ("slow_link", "slow PCI Express link", "data moves much more slowly than the link that was negotiated allows",
         "Look for a job that fills the link; else reseat the card, take out risers, and check the slot's lanes in the firmware's setup."),
+    ("link_unknown", "PCI Express link not known", "NVML does not tell what the link is, so there is nothing to compare with",
+        "See whether nvidia-smi -q shows the link; in a part of a GPU and in WSL it does not."),
+    ("not_watched", "errors not watched", "NVML did not tell whether the GPU reported errors while it computed",
+        "See whether nvidia-smi works for the account; a part of a GPU and WSL tell no errors, so that level quick is the highest there."),
     ("xid", "Xid during the proof", "the driver reported an error of the GPU while it was proven",
         "Do what the Xid asks for: docs/failures.md lists the numbers. If it repeats, have the card inspected."),
     ("ecc_uncorrected", "uncorrectable memory errors", "the GPU's memory had errors during the proof that ECC could not correct",
@@ -484,10 +488,10 @@ arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda
 devices_hidden gpu_missing hung timed_out wrong_result wrong_version
 """
 _BY_UNIT = """
-arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden
-ecc_uncorrected ended_early failed garbage gpu_not_started headers_missing import_failed no_account no_device_nodes no_driver no_gpu
-no_start noexec not_installed outside rocm_build shadowed_library slow_link stopped torch_misses_gpu triton_missing
-users_unknown wrong_index xid
+arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden ecc_uncorrected ended_early
+failed garbage gpu_not_started headers_missing import_failed link_unknown no_account no_device_nodes no_driver no_gpu
+no_start noexec not_installed not_watched outside rocm_build shadowed_library slow_link stopped torch_misses_gpu
+triton_missing users_unknown wrong_index xid
 """
 ON_GPU = frozenset(_ON_GPU.split())
 BY_UNIT = frozenset(_BY_UNIT.split()) | {f"cuda_{row[0]}" for row in _RUNTIME_API}

@@ -427,7 +427,10 @@ def _judged(
             driver.shared,
         )
         for gpu in gpus:
-            gpu["checks"] = judge.with_observations(gpu["checks"], torch.observed.get(gpu["pci_address"]) or {})
+            seen = torch.observed.get(gpu["pci_address"])
+            gpu["checks"] = judge.with_observations(
+                gpu["checks"], seen if isinstance(seen, dict) else {}, settings.level
+            )
             gpu["verdict"] = judge.verdict(gpu["checks"])
         checks += _host_checks(torch.outcome, driver)
         checks += _checks_of_several(settings, torch.outcome, driver, gpus, all_reduce)

@@ -473,13 +473,14 @@ for address in json.loads(os.fdopen(int(sys.argv[3])).readline())["gpus"]:
     write(event="check", id="gpu.driver_kernel", gpu=address, status="passed", evidence="exact", ms=1)
 write(event="end")
 """
+QUIET = {"xid": [], "uncorrected_ecc_errors": 0, "link": [5, 16]}
 TORCH_ON_GPU = """
 import os, signal, time
 
 def pretended(label):
     def run(device=None, *more):
         {act}
-        return label, {{}}
+        return label, dict(to_gpu_gb_s=50.0, from_gpu_gb_s=50.0) if label == "gpu.bandwidth" else {{}}
     return run
 
 def describe_devices():
@@ -517,7 +518,7 @@ def quick(environment, monkeypatch):
     def prove(act="pass", driver="pass", processes=(), time_limit=30.0, seen=None, **request):
         def source_of(module):
             if module is watch:
-                return WATCH.replace("{seen}", repr(seen or {}))
+                return WATCH.replace("{seen}", repr({**dict.fromkeys((FIRST, SECOND), QUIET), **(seen or {})}))
             if module is driver_kernel:
                 return DRIVER.replace("{act}", driver).replace("{processes}", repr(list(processes)))
             assert module is torch_checks
@@ -680,7 +681,7 @@ def test_full_runs_what_quick_does_not_and_a_check_for_several_gpus_once(quick):
     result = quick(level="full")
     assert (result["verdict"], result["proven"]) == ("passed", "full"), result["reason"]
     ids = [item["id"] for item in result["gpus"][0]["checks"]]
-    assert ids[-4:] == ["gpu.matmul_fp8", "gpu.optimizer_step", "gpu.bandwidth", "gpu.memory"]
+    assert ids[-5:] == ["gpu.matmul_fp8", "gpu.optimizer_step", "gpu.bandwidth", "gpu.memory", "gpu.hardware"]
     ids = [item["id"] for item in result["checks"]]
     assert ids[-5:] == ["torch.devices", "gpus.peer", "gpus.all_reduce", "torch.compile", "python.end"]
 
@@ -688,7 +689,7 @@ def test_full_runs_what_quick_does_not_and_a_check_for_several_gpus_once(quick):
 def test_stress_is_full_and_a_burn(quick):
     result = quick(level="stress", burn_seconds=1)
     assert (result["verdict"], result["proven"]) == ("passed", "stress"), result["reason"]
-    assert result["gpus"][1]["checks"][-1]["id"] == "gpu.burn"
+    assert [item["id"] for item in result["gpus"][1]["checks"]][-2:] == ["gpu.burn", "gpu.hardware"]
 
 
 def test_one_gpu_has_no_check_for_several(quick):
@@ -819,9 +820,9 @@ def test_a_gpu_in_use_keeps_its_memory_when_the_user_has_it_proven(quick):
 @pytest.mark.failure("xid")
 def test_an_error_of_the_hardware_during_the_proof_fails_its_gpu(quick):
     result = quick(level="stress", seen={SECOND: {"xid": [79], "temperature_c": 91, "throttled": ["hw_slowdown"]}})
-    found = check(result, "gpu.burn", SECOND)
+    found = check(result, "gpu.hardware", SECOND)
     assert (found["status"], found["code"]) == ("failed", "xid")
-    assert found["values"]["temperature_c"] == 91
+    assert check(result, "gpu.burn", SECOND)["values"]["temperature_c"] == 91
     assert [gpu["verdict"] for gpu in result["gpus"]] == ["passed", "failed"]
 
 
