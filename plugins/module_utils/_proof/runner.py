@@ -436,7 +436,8 @@ def _judged(
         checks += _checks_of_several(settings, torch.outcome, driver, gpus, all_reduce)
     end = _end_check("python.end", torch.outcome)
     shown = driver or Driver()
-    told = causes.seen([*torch.outcome.records, *shown.outcome.records], account.name, shown.missing)
+    prefix = os.path.dirname(os.path.realpath(os.path.dirname(settings.python)))
+    told = causes.seen([*torch.outcome.records, *shown.outcome.records], account.name, shown.missing, prefix)
     causes.narrow(host, told, [*checks, end], gpus)
     everything = [*checks, *(check for gpu in gpus for check in gpu["checks"])]
     verdict = judge.verdict([*everything, end])
