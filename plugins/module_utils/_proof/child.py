@@ -326,7 +326,7 @@ class Nursery:
         self._kill_strays()
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, self._reaper, 0, 0, 0)
         for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove(directory)
 
     def directory(self, account: Account) -> str:
         """A new private directory of the account."""
@@ -378,6 +378,16 @@ class Nursery:
                     os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)
             time.sleep(0.01)
+
+
+def remove(directory: str) -> None:
+    """Delete a directory of a script's; what cannot be deleted stays."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except RecursionError:  # it nested folders deeper than this Python can follow
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["/bin/rm", "-rf", "--one-file-system", "--", directory]
+            subprocess.run(command, timeout=KILL_PATIENCE, check=False)
 
 
 def children_of(parent: int) -> set[int]:

@@ -314,6 +314,15 @@ def test_a_flood_of_output_neither_blocks_nor_fills_anything(environment):
     assert len(str(result)) < 20000
 
 
+def test_folders_nested_deeper_than_python_follows_are_removed(tmp_path):
+    place = str(tmp_path / "private")
+    os.mkdir(place)
+    code = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    subprocess.run([sys.executable, "-c", code], cwd=place, check=True)
+    child.remove(place)
+    assert not os.path.exists(place)
+
+
 def test_a_process_that_detached_itself_is_not_left_behind(environment):
     environment.torch(
         "import os\n"
