@@ -109,6 +109,7 @@ options:
   gpu_limit:
     description:
       - Seconds for each step on a GPU. One that takes longer is a failure C(hung), and its process is killed.
+      - Once a GPU has hung it is left alone for the rest of the task, and steps on the others get 15 s.
       - The burn may take O(burn_seconds) and C(torch.compile), most of which is work of the CPU, 60 s longer.
     type: int
     default: 60

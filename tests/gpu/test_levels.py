@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner
 from proving import checks_of, prove
 
 COMPANIONS = """
@@ -147,7 +147,7 @@ torch.compile = lambda function: lambda x, y: function(x, y) * 1.001
 """
 
 
-def test_every_wrong_number_of_every_check_is_found(tampered, described):
+def test_every_wrong_number_that_only_full_and_stress_compute_is_found(tampered, described):
     result = prove(tampered(WRONG), described, level="stress", time_limit=240.0, burn_seconds=30)
     show(result)
     codes = {check["id"]: check["code"] for check in everything(result) if check["status"] == "failed"}
@@ -211,7 +211,7 @@ def test_a_gpu_that_hangs_is_named_at_its_limit_and_the_others_are_proven(tamper
         check["status"] == "passed" for gpu in others for check in gpu["checks"] if check["id"] != "gpu.bandwidth"
     )
     assert result["verdict"] == "failed"
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 20 + runner.AGAIN_LIMIT + 30  # both limits, and the starts of torch
 
 
 def test_after_a_crash_every_other_gpu_is_proven_alone(two, tampered, described):

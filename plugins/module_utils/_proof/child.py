@@ -116,6 +116,7 @@ class Child:
         self.done = False
         self.output = Captured()
         self._limit_of = limit_of
+        self._killed = 0.0  # when; 0: not yet
         self._steps: dict[Step, float] = {}  # what runs, and until when it may
         self._buffer = bytearray()
         self._received = 0
@@ -228,11 +229,17 @@ class Child:
             self.timed_out = True
             self._finish(self._process)
 
+    def kill(self) -> None:
+        """End the process and all that it started; several that are killed first and waited for afterwards share the patience."""
+        if self._process is not None and not self.done:
+            self._killed = self._killed or time.monotonic()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def _finish(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        self.kill()
         try:
-            process.wait(timeout=KILL_PATIENCE)
+            process.wait(timeout=max(0.0, self._killed + KILL_PATIENCE - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.unkillable = True
         for descriptor in self.streams():
@@ -322,6 +329,8 @@ class Nursery:
     ) -> None:
         for child in self.children:
             child.deadline = 0.0
+            child.kill()
+        for child in self.children:
             child.advance()
         self._kill_strays()
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, self._reaper, 0, 0, 0)

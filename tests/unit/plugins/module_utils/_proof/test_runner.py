@@ -665,15 +665,40 @@ def test_a_gpu_that_was_proven_here_before_and_is_gone_fails(quick, tmp_path, mo
     assert quick()["verdict"] == "passed"
 
 
-def test_several_environments_share_one_trial_of_the_driver(quick, environment, monkeypatch):
+def two_environments(environment):
+    return [{"name": name, "python": environment.python, "expect": EXPECTED} for name in ("a", "b")]
+
+
+def test_a_job_that_starts_between_two_environments_is_left_alone(quick, environment, monkeypatch):
     quick()
+    answers = [[], [], ["job (7)"], []]
+    monkeypatch.setattr(runner, "_computing", lambda *_arguments: answers.pop(0))
+    first, second = runner.prove(two_environments(environment), time_limit=30.0)["environments"]
+    assert (first["name"], first["verdict"]) == ("a", "passed")
+    assert (second["name"], second["verdict"], check(second, "gpu.copy", FIRST)["code"]) == ("b", "not_run", "busy")
+    assert check(second, "gpu.copy", SECOND)["status"] == "passed"
+
+
+def test_a_gpu_that_hung_holds_the_task_once(quick, environment, monkeypatch):
+    monkeypatch.setattr(runner, "AGAIN_LIMIT", 1.0)
+    quick(act="if device == 'cuda:0' and label == 'gpu.copy': time.sleep(60)", gpu_limit=3.0)
+    started = time.monotonic()
+    result = runner.prove(two_environments(environment), time_limit=30.0, gpu_limit=3.0)
+    first, second = result["environments"]
+    assert check(first, "gpu.copy", FIRST)["code"] == "hung"
+    assert check(second, "gpu.copy", FIRST)["code"] == "stopped"
+    assert "hung when a was proven" in check(second, "gpu.copy", FIRST)["evidence"]
+    assert check(first, "gpu.copy", SECOND)["status"] == check(second, "gpu.copy", SECOND)["status"] == "passed"
+    assert time.monotonic() - started < 3.0 + 6.0  # the limit once, and the starts of four interpreters
+
+
+def test_a_driver_that_hangs_is_tried_once(quick, environment, monkeypatch):
+    quick(driver="import time; time.sleep(60)", gpu_limit=1.0)
     tried = []
     genuine = runner._try_driver
     monkeypatch.setattr(runner, "_try_driver", lambda *arguments: tried.append(1) or genuine(*arguments))
-    environments = [{"name": name, "python": environment.python, "expect": EXPECTED} for name in ("a", "b")]
-    result = runner.prove(environments, time_limit=30.0)
-    assert (result["verdict"], len(tried)) == ("passed", 1)
-    assert [item["name"] for item in result["environments"]] == ["a", "b"]
+    result = runner.prove(two_environments(environment), time_limit=30.0, gpu_limit=1.0)
+    assert (result["verdict"], len(tried)) == ("failed", 1)
 
 
 def test_one_bad_environment_decides_the_verdict(environment):
