@@ -23,6 +23,8 @@ description:
   - An environment's Python never runs as root. It runs isolated (C(-I)) as the account O(environments[].user), with a clean
     environment, in a private directory, in a session of its own, and is killed with everything it started at O(time_limit), or
     when a step on a GPU takes longer than O(gpu_limit). GPUs that were not proven by then are proven without the one that hung.
+  - So what the host sets for everybody, such as C(CUDA_VISIBLE_DEVICES) or C(LD_LIBRARY_PATH) in C(/etc/environment), is no part of the
+    proof. M(gpufleet.workstation.gpu_info) shows it as C(runtime.breaking), and the plan warns of it.
   - V(passed) means that every check of every GPU ran and passed. What could not run is V(not_run), never V(passed).
   - Changes nothing on the host and leaves nothing behind, apart from the verdict itself where O(stamp=true).
 options:
