@@ -111,7 +111,7 @@ def _served(host: Host) -> list[dict[str, t.Any]]:
     """The GPUs that the driver serves: it has a name for each."""
     keys = ("uuid", "pci_address", "name")
     found = [
-        {**{key: row.get(key) for key in keys}, "mig": stamp.mig_of(row.get("health"))}
+        {**{key: row.get(key) for key in keys}, **stamp.settings(row.get("health"))}
         for row in host.observed_gpus()
         if row.get("uuid")
     ]

@@ -57,10 +57,6 @@ def _name_or_null(value: Any) -> bool:
     return value is None or _name(value)
 
 
-def _flag_or_null(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
-
-
 def _digest(value: Any) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
@@ -115,7 +111,14 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "wish": _digest,
     "burn_seconds": _number,
     "gpus": _several(
-        _mapping(uuid=_name, pci_address=_name, name=_name, mig=_flag_or_null, verdict=_one_of(_VERDICTS))
+        _mapping(
+            uuid=_name,
+            pci_address=_name,
+            name=_name,
+            mig=lambda value: _name_or_null(value) or _names(value),
+            compute_mode=_name_or_null,
+            verdict=_one_of(_VERDICTS),
+        )
     ),
     "proven_at": lambda value: _time(value) is not None,
     "torch": _name_or_null,
@@ -169,7 +172,7 @@ def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
         "gpus": [
             {
                 "uuid": served.get(gpu["pci_address"], gpu)["uuid"],
-                "mig": served.get(gpu["pci_address"], {}).get("mig"),
+                **{key: served.get(gpu["pci_address"], {}).get(key) for key, _change in _SET},
                 **{key: gpu[key] for key in ("pci_address", "name", "verdict")},
             }
             for gpu in result["gpus"]
@@ -195,7 +198,10 @@ def as_result(stamp: Document, level: str) -> dict[str, Any]:
         "torch": {"version": stamp["torch"]},
         "companions": {},
         "checks": [],
-        "gpus": [{**gpu, "checks": []} for gpu in stamp["gpus"]],
+        "gpus": [
+            {**{key: gpu[key] for key in ("uuid", "pci_address", "name", "verdict")}, "checks": []}
+            for gpu in stamp["gpus"]
+        ],
         "ms": 0,
     }
 
@@ -216,12 +222,18 @@ _COMPARED = (
 )
 """What has to be as it was, and what a difference is called."""
 
+_SET = (
+    ("mig", "MIG of {gpu} changed"),
+    ("compute_mode", "compute mode of {gpu}: {was} -> {now}"),
+)
+"""What every GPU has to be set to as it was; see `settings`."""
+
 
 def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_age: int) -> str | None:
     """Why a stamp does not cover a wish, in words; None where it does.
 
-    `now` is the host as it is: the keys of `_COMPARED`, `gpus` ([{uuid, pci_address, name}] that have to be proven, None: not
-    known), `burn_seconds` (level stress) and `at` (UTC, by the host's clock). `max_age` is in hours.
+    `now` is the host as it is: the keys of `_COMPARED`, `gpus` ([{uuid, pci_address, name} and `settings`] that have to be
+    proven, None: not known), `burn_seconds` (level stress) and `at` (UTC, by the host's clock). `max_age` is in hours.
     """
     if not document:
         return "no proof is on record"
@@ -262,8 +274,20 @@ def _changes(stamp: Document, now: Mapping[str, Any]) -> list[str]:
         before, after = ({gpu["uuid"]: gpu for gpu in gpus} for gpus in (stamp["gpus"], there))
         changes += [f"{_gpu(before[uuid])} is gone" for uuid in before if uuid not in after]
         changes += [f"{_gpu(after[uuid])} was not proven" for uuid in after if uuid not in before]
-        modes = ((before[uuid], after[uuid].get("mig")) for uuid in before if uuid in after)
-        changes += [f"MIG of {_gpu(gpu)} changed" for gpu, mig in modes if gpu["mig"] is not mig]
+        for uuid in before:
+            if uuid in after:
+                changes += _set_otherwise(before[uuid], after[uuid])
+    return changes
+
+
+def _set_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    changes = []
+    for key, change in _SET:
+        was, now = before[key], after.get(key)
+        if was is None or now is None:
+            changes.append(f"what {key} of {_gpu(before)} {'is' if now is None else 'was'} is not known")
+        elif was != now:
+            changes.append(change.format(gpu=_gpu(before), was=was, now=now))
     return changes
 
 
@@ -313,10 +337,20 @@ def wish(environment: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def mig_of(health: Any) -> bool | None:
-    """Whether a GPU is parted, of its health as NVML tells it; None where it cannot be or does not say."""
-    mig = health.get("mig") if isinstance(health, dict) else None
-    return mig["enabled"] if isinstance(mig, dict) else None
+def settings(health: Any) -> dict[str, Any]:
+    """What decides, without a reboot, whether CUDA shows a GPU and to whom: {mig, compute_mode}, of its health as NVML tells it.
+
+    `mig` is the UUIDs of its parts, "disabled" or "not_applicable", `compute_mode` a word; each is None where it is not known.
+    """
+    health = health if isinstance(health, dict) else {}
+    mig, mode = health.get("mig"), health.get("compute_mode")
+    parts: Any = mig if mig == nvml.NOT_APPLICABLE else None
+    if isinstance(mig, dict) and mig.get("enabled") is False:
+        parts = "disabled"
+    elif isinstance(mig, dict) and mig.get("enabled") is True and isinstance(mig.get("instances"), list):
+        uuids = [part.get("uuid") if isinstance(part, dict) else None for part in mig["instances"]]
+        parts = sorted(uuids) if _names(uuids) else None
+    return {"mig": parts, "compute_mode": mode if _name(mode) else None}
 
 
 def digest_of(host: Host, path: str) -> str | None:
@@ -341,7 +375,7 @@ def present(
     gpus = told["gpus"]
     if gpus is not None:
         keys = ("uuid", "pci_address", "name")
-        rows = ({**{key: gpu[key] for key in keys}, "mig": mig_of(gpu["health"])} for gpu in gpus if gpu["uuid"])
+        rows = ({**{key: gpu[key] for key in keys}, **settings(gpu["health"])} for gpu in gpus if gpu["uuid"])
         gpus = [row for row in rows if addresses is None or row["pci_address"] in addresses]
     of_windows = told.get("driver_version") if wsl else None
     return {

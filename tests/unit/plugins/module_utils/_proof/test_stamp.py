@@ -16,8 +16,10 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import
 
 AT = "2026-11-22T19:00:00Z"
 LATER = "2026-11-24T07:30:00Z"  # 36.5 hours
-GPU = {"uuid": "GPU-1", "pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070", "mig": False}
-OTHER = {"uuid": "GPU-2", "pci_address": "0000:02:00.0", "name": "NVIDIA GeForce RTX 3090", "mig": None}
+GPU = {"uuid": "GPU-1", "pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070", "mig": "disabled",
+       "compute_mode": "default"}  # fmt: skip
+OTHER = {"uuid": "GPU-2", "pci_address": "0000:02:00.0", "name": "NVIDIA GeForce RTX 3090", 
+         "mig": "not_applicable", "compute_mode": "default"}  # fmt: skip
 NOW: dict[str, Any] = {
     "release": "2.9.1-cu128-1a2b3c4d",
     "release_digest": "a" * 64,
@@ -86,8 +88,11 @@ def test_a_proof_covers_the_host_as_it_was() -> None:
         ({"driver": "590.48.01", "boot_id": "x"}, "since its proof: driver 580.95.05 -> 590.48.01, rebooted"),
         ({"sm": ["sm_120", "sm_86"]}, "since its proof: GPUs of sm_120 -> sm_120 sm_86"),
         ({"wish": "d" * 64}, "since its proof: what is expected of it or who runs it changed"),
-        ({"gpus": [{**GPU, "mig": True}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 changed"),
-        ({"gpus": [{**GPU, "mig": None}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 changed"),
+        ({"gpus": [{**GPU, "mig": []}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 changed"),
+        ({"gpus": [{**GPU, "mig": ["MIG-1"]}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 changed"),
+        ({"gpus": [{**GPU, "mig": None}]}, "since its proof: what mig of NVIDIA GeForce RTX 5070 at 0000:01:00.0 is is not known"),
+        ({"gpus": [{**GPU, "compute_mode": "prohibited"}]},
+         "since its proof: compute mode of NVIDIA GeForce RTX 5070 at 0000:01:00.0: default -> prohibited"),
         ({"gpus": []}, "since its proof: NVIDIA GeForce RTX 5070 at 0000:01:00.0 is gone"),
         ({"gpus": [GPU, OTHER]}, "since its proof: NVIDIA GeForce RTX 3090 at 0000:02:00.0 was not proven"),
         ({"gpus": None}, "since its proof: which GPUs the driver serves is not known"),
