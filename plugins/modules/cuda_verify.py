@@ -133,7 +133,9 @@ options:
   max_age:
     description:
       - Hours. A verdict that was kept (O(stamp)) and is younger than this is returned as it is, where it V(passed) at O(level) or above and
-        release, environment variables, driver, boot and GPUs are still the same. Nothing of the environment is executed then.
+        release, environment variables, driver, boot, GPUs with their MIG instances and compute modes, O(environments[].expect) and
+        O(environments[].user) are still the same, and at level V(stress) its burn took O(burn_seconds) or longer. Nothing of the
+        environment is executed then.
       - Whether the release's files are intact is not looked at; M(gpufleet.workstation.gpu_info) does that.
       - V(0) proves anew.
     type: int

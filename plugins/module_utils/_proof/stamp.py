@@ -115,7 +115,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
             uuid=_name,
             pci_address=_name,
             name=_name,
-            mig=lambda value: _name_or_null(value) or _names(value),
+            mig=_name_or_null,
             compute_mode=_name_or_null,
             verdict=_one_of(_VERDICTS),
         )
@@ -172,7 +172,7 @@ def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
         "gpus": [
             {
                 "uuid": served.get(gpu["pci_address"], gpu)["uuid"],
-                **{key: served.get(gpu["pci_address"], {}).get(key) for key, _change in _SET},
+                **{key: served.get(gpu["pci_address"], {}).get(key) for key, _what in _SET},
                 **{key: gpu[key] for key in ("pci_address", "name", "verdict")},
             }
             for gpu in result["gpus"]
@@ -223,10 +223,10 @@ _COMPARED = (
 """What has to be as it was, and what a difference is called."""
 
 _SET = (
-    ("mig", "MIG of {gpu} changed"),
-    ("compute_mode", "compute mode of {gpu}: {was} -> {now}"),
+    ("mig", "MIG"),
+    ("compute_mode", "compute mode"),
 )
-"""What every GPU has to be set to as it was; see `settings`."""
+"""How every GPU has to be set as it was, see `settings`, and what that is called."""
 
 
 def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_age: int) -> str | None:
@@ -282,12 +282,12 @@ def _changes(stamp: Document, now: Mapping[str, Any]) -> list[str]:
 
 def _set_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     changes = []
-    for key, change in _SET:
+    for key, what in _SET:
         was, now = before[key], after.get(key)
         if was is None or now is None:
-            changes.append(f"what {key} of {_gpu(before)} {'is' if now is None else 'was'} is not known")
+            changes.append(f"{what} of {_gpu(before)} {'is' if now is None else 'was'} not known")
         elif was != now:
-            changes.append(change.format(gpu=_gpu(before), was=was, now=now))
+            changes.append(f"{what} of {_gpu(before)}: {was} -> {now}")
     return changes
 
 
@@ -340,17 +340,17 @@ def wish(environment: Mapping[str, Any]) -> str:
 def settings(health: Any) -> dict[str, Any]:
     """What decides, without a reboot, whether CUDA shows a GPU and to whom: {mig, compute_mode}, of its health as NVML tells it.
 
-    `mig` is the UUIDs of its parts, "disabled" or "not_applicable", `compute_mode` a word; each is None where it is not known.
+    `mig` is "disabled", "not_applicable", or the UUIDs of its instances in one text; each is None where it is not known.
     """
     health = health if isinstance(health, dict) else {}
     mig, mode = health.get("mig"), health.get("compute_mode")
-    parts: Any = mig if mig == nvml.NOT_APPLICABLE else None
+    told = nvml.NOT_APPLICABLE if mig == nvml.NOT_APPLICABLE else None
     if isinstance(mig, dict) and mig.get("enabled") is False:
-        parts = "disabled"
+        told = "disabled"
     elif isinstance(mig, dict) and mig.get("enabled") is True and isinstance(mig.get("instances"), list):
-        uuids = [part.get("uuid") if isinstance(part, dict) else None for part in mig["instances"]]
-        parts = sorted(uuids) if _names(uuids) else None
-    return {"mig": parts, "compute_mode": mode if _name(mode) else None}
+        uuids: list[Any] = [part.get("uuid") if isinstance(part, dict) else None for part in mig["instances"]]
+        told = (" ".join(sorted(uuids)) or "no instances") if _names(uuids) else None
+    return {"mig": told, "compute_mode": mode if _name(mode) else None}
 
 
 def digest_of(host: Host, path: str) -> str | None:
