@@ -19,7 +19,6 @@ options:
 """
 
 import os
-from typing import Any
 
 from ansible.plugins.connection import ConnectionBase
 

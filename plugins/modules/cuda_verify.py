@@ -23,6 +23,8 @@ description:
   - An environment's Python never runs as root. It runs isolated (C(-I)) as the account O(environments[].user), with a clean
     environment, in a private directory, in a session of its own, and is killed with everything it started at O(time_limit), or
     when a step on a GPU takes longer than O(gpu_limit). GPUs that were not proven by then are proven without the one that hung.
+  - So what the host sets for everybody, such as C(CUDA_VISIBLE_DEVICES) or C(LD_LIBRARY_PATH) in C(/etc/environment), is no part of the
+    proof. M(gpufleet.workstation.gpu_info) shows it as C(runtime.breaking), and the plan warns of it.
   - V(passed) means that every check of every GPU ran and passed. What could not run is V(not_run), never V(passed).
   - Changes nothing on the host and leaves nothing behind, apart from the verdict itself where O(stamp=true).
   - Only one proof of root's runs on a host at a time. A call waits up to 15 minutes for another one, such as that of the host's own
@@ -111,6 +113,7 @@ options:
   gpu_limit:
     description:
       - Seconds for each step on a GPU. One that takes longer is a failure C(hung), and its process is killed.
+      - Once a GPU has hung it is left alone for the rest of the task, and steps on the others get 15 s.
       - The burn may take O(burn_seconds) and C(torch.compile), most of which is work of the CPU, 60 s longer.
     type: int
     default: 60
@@ -132,7 +135,9 @@ options:
   max_age:
     description:
       - Hours. A verdict that was kept (O(stamp)) and is younger than this is returned as it is, where it V(passed) at O(level) or above and
-        release, environment variables, driver, boot and GPUs are still the same. Nothing of the environment is executed then.
+        release, environment variables, driver, boot, GPUs with their MIG instances and compute modes, O(environments[].expect) and
+        O(environments[].user) are still the same, and at level V(stress) its burn took O(burn_seconds) or longer. Nothing of the
+        environment is executed then.
       - Whether the release's files are intact is not looked at; M(gpufleet.workstation.gpu_info) does that.
       - V(0) proves anew.
     type: int
@@ -368,12 +373,11 @@ environments:
               C(gpu.optimizer_step) (AdamW changes every weight by what it must),
               C(gpu.torchvision_nms) and C(gpu.torchaudio_lfilter) (where the companion is expected),
               C(gpu.bandwidth) (pinned memory reaches 60 % of what the PCI Express link carries at the generation and with the lanes
-              that NVML shows under load; only measured where NVML shows none),
-              C(gpu.memory) (90 % of the free memory keeps a pattern that depends on the address, and its complement).
+              that NVML shows under load; not run where NVML shows none),
+              C(gpu.memory) (90 % of the free memory keeps a pattern that depends on the address, and its complement),
+              C(gpu.hardware) (NVML reported no Xid and no uncorrectable error of the memory meanwhile; not run where it cannot tell).
             - At level V(stress) also C(gpu.burn) (every product of the burn has the bits of the first one). Its C(values) tell
               C(products), C(tflop_s), C(temperature_c) and C(power_w) (the highest), and C(throttled) (why clocks were lowered).
-            - The last check of a GPU that passed fails with C(xid) or C(ecc_uncorrected) where NVML reported that from level V(full)
-              on.
             - Every result must be finite and within an error bound that follows from the arithmetic of its type.
           type: list
           elements: dict
@@ -382,11 +386,12 @@ environments:
 
 import contextlib
 import os
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.sysfs import pci_address
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner, stamp
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, stamp
 
 LONGEST = 24 * 3600
 PATIENCE = 900.0  # seconds that another proof gets to end
@@ -413,6 +418,13 @@ def problem_with(parameters: dict) -> str | None:
         if pci_address(address) is None:
             return f"gpus: '{address}' is no PCI address such as 0000:01:00.0"
     return None
+
+
+def _prove(environments: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    """Prove what no stamp covers. Where stamps cover everything, a third of the time would go into loading what proves."""
+    from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner
+
+    return runner.prove(environments, **options)
 
 
 def main() -> None:
@@ -467,7 +479,7 @@ def main() -> None:
     alone = stamp.alone(Host(), PATIENCE) if os.geteuid() == 0 else contextlib.nullcontext()
     try:
         with alone:
-            result = stamp.prove(runner.prove, environments, options, keep, parameters["max_age"], module.warn)
+            result = stamp.prove(_prove, environments, options, keep, parameters["max_age"], module.warn)
     except stamp.NotAlone as error:
         module.fail_json(msg=f"cuda_verify: nothing was proven: {error}. Run again when it has ended.")
     except OSError as error:

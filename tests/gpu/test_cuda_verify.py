@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
-from pathlib import Path
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
@@ -50,10 +50,15 @@ def test_hidden_devices_of_the_caller_do_not_leak_in(torch_python, described, mo
 
 def test_nothing_is_left_behind(torch_python, described):
     before = set(glob.glob("/tmp/gpufleet-proof-*"))
-    assert prove(torch_python, described)["verdict"] == "passed"
+    assert prove(torch_python, described, level="full", time_limit=180.0)["proven"] in ("full", "quick")
     assert set(glob.glob("/tmp/gpufleet-proof-*")) <= before
-    commands = [Path(path).read_bytes() for path in glob.glob("/proc/[0-9]*/cmdline") if os.path.exists(path)]
-    assert not [command for command in commands if b"companions" in command]
+    # Every process of a proof works in its private directory; after that is gone the link still names it.
+    places = []
+    for path in glob.glob("/proc/[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # it ended, or is nobody's to see
+            places.append(os.readlink(path))
+    assert os.getcwd() in places
+    assert not [place for place in places if "gpufleet-proof-" in place]
 
 
 # ---- what is not as expected ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import judge, runner
 from proving import checks_of, prove
 
 COMPANIONS = """
@@ -81,7 +81,7 @@ def test_full_passes_on_every_gpu(torch_python, described, expect):
     assert len(result["gpus"]) == described["count"]
     for gpu in result["gpus"]:
         names = [check["id"] for check in gpu["checks"]]
-        assert names[2:] == judge.gpu_checks(described["sm"], "full", expect["companions"])
+        assert names[2:] == [*judge.gpu_checks(described["sm"], "full", expect["companions"]), "gpu.hardware"]
     several = {check["id"] for check in result["checks"]} & {"gpus.peer", "gpus.all_reduce"}
     assert several == ({"gpus.peer", "gpus.all_reduce"} if described["count"] > 1 else set())
     values = checks_of(result)["gpu.memory"]["values"]
@@ -98,7 +98,8 @@ def test_stress_loads_every_gpu_and_tells_how_hot_it_became(torch_python, descri
         assert min(values["products"].values()) > 100
         assert min(values["tflop_s"].values()) > 1
         assert 20 < values["temperature_c"] < 110
-        assert values["xid"] == []
+        hardware = next(check for check in gpu["checks"] if check["id"] == "gpu.hardware")
+        assert hardware["values"]["xid"] == []
 
 
 # ---- wrong numbers --------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ torch.compile = lambda function: lambda x, y: function(x, y) * 1.001
 """
 
 
-def test_every_wrong_number_of_every_check_is_found(tampered, described):
+def test_every_wrong_number_that_only_full_and_stress_compute_is_found(tampered, described):
     result = prove(tampered(WRONG), described, level="stress", time_limit=240.0, burn_seconds=30)
     show(result)
     codes = {check["id"]: check["code"] for check in everything(result) if check["status"] == "failed"}
@@ -154,11 +155,7 @@ def test_every_wrong_number_of_every_check_is_found(tampered, described):
     if "gpu.matmul_fp8" in judge.gpu_checks(described["sm"], "full"):
         wrong.add("gpu.matmul_fp8")
     assert wrong <= {name for name, code in codes.items() if code == "wrong_result"}, codes
-    bandwidth = checks_of(result)["gpu.bandwidth"]
-    if "link_gb_s" in bandwidth["values"]:
-        assert bandwidth["code"] == "slow_link"
-    else:
-        assert "not known" in bandwidth["evidence"]
+    assert checks_of(result)["gpu.bandwidth"]["code"] == "slow_link"
     assert failed_up_to_quick(result) == OUTSIDE
 
 
@@ -214,7 +211,7 @@ def test_a_gpu_that_hangs_is_named_at_its_limit_and_the_others_are_proven(tamper
         check["status"] == "passed" for gpu in others for check in gpu["checks"] if check["id"] != "gpu.bandwidth"
     )
     assert result["verdict"] == "failed"
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 20 + runner.AGAIN_LIMIT + 30  # both limits, and the starts of torch
 
 
 def test_after_a_crash_every_other_gpu_is_proven_alone(two, tampered, described):

@@ -75,6 +75,8 @@ _SHAPE: dict[str, t.Any] = {
                 "remapped_rows": {"pending": _FLAG, "failure": _FLAG},
                 "retired_pages": {"pending": _FLAG},
                 "recovery_action": _TEXT,
+                "mig": _ANY,  # a word where the card has no such thing
+                "compute_mode": _TEXT,
             },
         }
     ],

@@ -81,6 +81,7 @@ def _covered(host: Host, environment: dict[str, t.Any], wanted: Desired, missing
         "userspace": host.driver.get("userspace_version"),
         "boot_id": host.os.get("boot_id"),
         "sm": sorted(environment["sm"]),
+        "wish": stamp.wish(environment["proof"]),
         "gpus": [gpu for gpu in _served(host) if gpu["pci_address"] not in wanted.driver.gpus_exclude],
         "at": host.observation.get("observed_at"),
     }
@@ -105,5 +106,9 @@ def _error_since(host: Host, proven_at: str, wanted: Desired) -> str | None:
 def _served(host: Host) -> list[dict[str, t.Any]]:
     """The GPUs that the driver serves: it has a name for each."""
     keys = ("uuid", "pci_address", "name")
-    found = [{key: row.get(key) for key in keys} for row in host.observed_gpus() if row.get("uuid")]
+    found = [
+        {**{key: row.get(key) for key in keys}, **stamp.settings(row.get("health"))}
+        for row in host.observed_gpus()
+        if row.get("uuid")
+    ]
     return [{**row, "pci_address": normal_pci_address(str(row["pci_address"]))} for row in found]

@@ -21,10 +21,14 @@ _CONTAINER = re.compile(
     re.MULTILINE,
 )
 _SHORT_ID = 12  # as docker ps and podman ps show it
-_DAEMONS = re.compile(r"nvidia-persiste|nvidia-powerd|nv-hostengine|nv-fabricmanage|nvidia-imex|dcgm|nvidia-cuda-mps-c")
+# Whole names, as the kernel keeps them: cut after 15 characters.
+_DAEMONS = re.compile(r"nvidia-persiste|nvidia-powerd|nv-hostengine|nv-fabricmanage|nvidia-imex|dcgm-exporter")
 _DESKTOP = re.compile(
-    r"Xorg|X$|Xwayland|gnome-shell|kwin|plasmashell|mutter|sway|weston|Hyprland|gdm|sddm|lightdm|cosmic-comp"
-    r"|firefox|chrom|brave|msedge|opera|electron|slack|code$|thunderbird|GPU Process|steam"
+    r"X|Xorg(\.bin)?|Xwayland|Xvnc|gnome-(shell|control-c|system-mo|remote-de|calculato|terminal-)"
+    r"|kwin(_x11|_wayland)?|ksmserver|plasmashell|mutter(-x11-fram)?|sway|weston|Hyprland|cosmic-comp|cinnamon"
+    r"|gdm(3|-x-session|-wayland-ses|-session-wor)?|sddm(-greeter(-qt6)?)?|lightdm(-gtk-greet)?"
+    r"|firefox(-bin|-esr)?|Isolated Web Co|Web Content|chrome|google-chrome|chromium(-browse)?|brave(-browser)?|msedge|opera"
+    r"|electron|slack|code|thunderbird(-bin)?|GPU Process|steam(webhelper)?"
 )
 
 
@@ -48,13 +52,25 @@ def kind_of(command: str, devices: Collection[str]) -> str:
     A desktop program that decodes video has nvidia-uvm open as well, hence names first. Whoever has neither nvidia-uvm
     nor nvidia-modeset open only watches (NVML).
     """
-    if _DAEMONS.match(command):
+    if _DAEMONS.fullmatch(command):
         return "daemon"
-    if _DESKTOP.match(command):
+    if _DESKTOP.fullmatch(command):
         return "graphics"
     if "/dev/nvidia-uvm" in devices or "/dev/dxg" in devices:
         return "compute"
     return "graphics" if "/dev/nvidia-modeset" in devices else "daemon"
+
+
+def may_hold_gpu(host: Host, pid: int) -> bool:
+    """Whether the process with this number can be the one that NVML means.
+
+    It counts the processes of the machine: in a container another process can have the number, and that one holds no GPU.
+    """
+    try:
+        devices, _files = _devices(host.at(f"/proc/{pid}/fd"))
+    except OSError:  # somebody else's, and we are not root
+        return True
+    return bool(devices)
 
 
 def gpu_processes(host: Host, compute_pids: Collection[int], leave_out: Collection[int]) -> list[dict[str, Any]]:

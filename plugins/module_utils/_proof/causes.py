@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
-from .._probe import driver, proc, sysfs, xid
+from .._probe import child, driver, proc, sysfs, xid
 from .._probe.accounts import group_name, user_name
 from .._probe.child import NoAnswer
 from .._probe.host import KIB, Host, Unreadable
@@ -28,10 +28,11 @@ from . import failures
 
 _MISSING = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 _MODES = {1: "EXCLUSIVE_THREAD", 2: "PROHIBITED", 3: "EXCLUSIVE_PROCESS"}  # nvmlComputeMode_t
-_HIDING = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_HIDING = "CUDA_VISIBLE_DEVICES"
 _LIBCUDA = re.compile(r"libcuda\.so\.(\d+(?:\.\d+)+)$")
 _CONFIGURATION = 64 * KIB
-_FILES = 50_000  # looked at for damage
+_NAMES = 50_000  # of files and folders, looked at for damage
+_DAMAGE_SECONDS = 10.0  # for that; it can lie on a file system that does not answer
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _GPU_IS_LOST = 15  # NVML_ERROR_GPU_IS_LOST
 _SHOWN = 80  # characters of a value
@@ -61,9 +62,9 @@ class Seen:
     missing: Sequence[str] = ()  # addresses of GPUs that CUDA does not show
 
 
-def seen(records: Sequence[dict[str, Any]], account: str, missing: Sequence[str]) -> Seen:
-    """Collect it from the records; whatever has not the right form counts as not told."""
-    found: dict[str, Any] = {"account": account, "missing": missing}
+def seen(records: Sequence[dict[str, Any]], account: str, missing: Sequence[str], prefix: str | None) -> Seen:
+    """Collect it from the records; whatever has not the right form counts as not told. `prefix` is the environment's folder."""
+    found: dict[str, Any] = {"account": account, "missing": missing, "prefix": prefix}
     for record in records:
         event = record.get("event")
         if event == "nvml":
@@ -75,8 +76,6 @@ def seen(records: Sequence[dict[str, Any]], account: str, missing: Sequence[str]
             found["nodes"] = _mapping(record.get("nodes"), int)
         elif event == "torch":
             found["variables"] = _mapping(_mapping(record.get("facts"), dict).get("variables"), str)
-        elif event == "python":
-            found["prefix"] = _path(record.get("prefix"))
     return Seen(**found)
 
 
@@ -282,15 +281,13 @@ class Causes:
 
     # ---- the environment -----------------------------------------------------------------------------------------
 
-    def hidden(self, _check: dict[str, Any], _gpu: str | None) -> Found | None:
-        for name in _HIDING:
-            value = self.seen.variables.get(name)
-            if value is not None:
-                return Found(
-                    "devices_hidden",
-                    f"{name} is {value[:_SHOWN]!r} in the environment's own processes{self._sets(name)}",
-                )
-        return None
+    def hidden(self, check: dict[str, Any], _gpu: str | None) -> Found | None:
+        """Of the environment's own variables the driver's program, which runs without the environment, gets none."""
+        value = self.seen.variables.get(_HIDING)
+        if value is None or not check["id"].startswith("torch."):
+            return None
+        where = f"in the environment's own processes{self._sets(_HIDING)}"
+        return Found("devices_hidden", f"{_HIDING} is {value[:_SHOWN]!r} {where}")
 
     def _sets(self, name: str) -> str:
         """Which file gives the variable to every start of this Python."""
@@ -321,23 +318,35 @@ class Causes:
         other_crash = check["code"] == "crashed" and not re.search(r"SIGBUS|SIGSEGV", check["evidence"])
         if other_crash or not self.seen.prefix or check["id"].startswith(("driver.", "gpu.driver_kernel")):
             return None
-        files = 0
-        for site in self._sites(self.seen.prefix):
-            for folder, _folders, names in os.walk(self.host.at(site)):
-                files += len(names)
-                for name in names:
-                    if ".so" in name and _cut_short(os.path.join(folder, name)):
-                        return Found(
-                            "damaged_library", f"{os.path.join(folder, name)[len(self.host.root) :]} is not whole"
-                        )
-                if files > _FILES:
-                    return None
-        return None
+        return Found("damaged_library", f"{self._damage} is not whole") if self._damage else None
+
+    @cached_property
+    def _damage(self) -> str | None:
+        """The first library of the environment that is cut short; None where none is, or where that cannot be told in time."""
+        sites = [self.host.at(site) for site in self._sites(str(self.seen.prefix))]
+        try:
+            found = child.start(lambda: _first_cut_short(sites), _DAMAGE_SECONDS).answer()
+        except (NoAnswer, OSError):
+            return None
+        return found[len(self.host.root) :] if found else None
 
     def configured_library(self, check: dict[str, Any], _gpu: str | None) -> Found | None:
         path = _path(check["values"].get("path"))
         leads = self._configured(path) if path else ""
         return Found(check["code"], leads.lstrip("; ")) if leads else None
+
+
+def _first_cut_short(folders: Sequence[str]) -> str | None:
+    room = _NAMES
+    for top in folders:
+        for folder, inner, names in os.walk(top):
+            for name in names:
+                if ".so" in name and _cut_short(os.path.join(folder, name)):
+                    return os.path.join(folder, name)
+            room -= len(names) + len(inner)
+            if room < 0:
+                return None
+    return None
 
 
 def _cut_short(path: str) -> bool:

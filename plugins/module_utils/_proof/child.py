@@ -29,6 +29,7 @@ from .._release.model import BUILD_ACCOUNT
 KILL_PATIENCE = 5.0  # seconds a process killed by SIGKILL gets to disappear
 KEPT_OUTPUT = 8192  # bytes kept of the beginning and of the end of stdout and stderr
 KEPT_RECORDS = 1 << 20
+_TEXTS = ("event", "id", "gpu", "status", "code")  # what a record of ours has as text, or not at all
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 1, 36, 37
 LIBC = ctypes.CDLL(None)
 
@@ -115,6 +116,7 @@ class Child:
         self.done = False
         self.output = Captured()
         self._limit_of = limit_of
+        self._killed = 0.0  # when; 0: not yet
         self._steps: dict[Step, float] = {}  # what runs, and until when it may
         self._buffer = bytearray()
         self._received = 0
@@ -227,11 +229,17 @@ class Child:
             self.timed_out = True
             self._finish(self._process)
 
+    def kill(self) -> None:
+        """End the process and all that it started; several that are killed first and waited for afterwards share the patience."""
+        if self._process is not None and not self.done:
+            self._killed = self._killed or time.monotonic()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def _finish(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        self.kill()
         try:
-            process.wait(timeout=KILL_PATIENCE)
+            process.wait(timeout=max(0.0, self._killed + KILL_PATIENCE - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.unkillable = True
         for descriptor in self.streams():
@@ -255,9 +263,11 @@ class Child:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
-            if isinstance(record, dict):
+            if isinstance(record, dict) and all(
+                record.get(key) is None or isinstance(record[key], str) for key in _TEXTS
+            ):
                 self.records.append(record)
                 self._time(record)
             elif self.garbage is None:
@@ -319,11 +329,13 @@ class Nursery:
     ) -> None:
         for child in self.children:
             child.deadline = 0.0
+            child.kill()
+        for child in self.children:
             child.advance()
         self._kill_strays()
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, self._reaper, 0, 0, 0)
         for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove(directory)
 
     def directory(self, account: Account) -> str:
         """A new private directory of the account."""
@@ -375,6 +387,16 @@ class Nursery:
                     os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)
             time.sleep(0.01)
+
+
+def remove(directory: str) -> None:
+    """Delete a directory of a script's; what cannot be deleted stays."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except RecursionError:  # it nested folders deeper than this Python can follow
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["/bin/rm", "-rf", "--one-file-system", "--", directory]
+            subprocess.run(command, timeout=KILL_PATIENCE, check=False)
 
 
 def children_of(parent: int) -> set[int]:

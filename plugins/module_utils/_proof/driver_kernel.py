@@ -162,6 +162,7 @@ def ask_nvml(told: dict[str, Any]) -> None:
         about: dict[str, Any] = {"processes": compute_processes(nvml, handle)}
         told["gpus"][f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0"] = about
         about.update(modes(nvml, handle))
+    nvml.nvmlShutdown()  # now, while CUDA starts, and not when the process ends: that takes as long as this
 
 
 def compute_processes(nvml: Any, handle: ctypes.c_void_p) -> list[int] | None:
@@ -285,14 +286,17 @@ def main(arguments: list[str]) -> None:
     records = Records(int(arguments[1]))
     told: dict[str, Any] = {"gpus": {}, "errors": []}
 
-    def nvml() -> None:
+    words: list[tuple[array[int], array[int], array[int]]] = []
+
+    def prepare() -> None:
         try:
             ask_nvml(told)
         except (OSError, AttributeError) as error:  # no NVML, or one too old to tell: libcuda's own error says more
             told["error"] = str(error)
         records.write(event="nvml", **told)
+        words.append(make_words())
 
-    meanwhile = threading.Thread(target=nvml)  # while CUDA starts, which takes longer
+    meanwhile = threading.Thread(target=prepare)  # while CUDA starts, which takes longer
     cuda: list[Cuda] = []
     gpus: list[dict[str, Any]] = []
     version = ctypes.c_int()
@@ -324,14 +328,13 @@ def main(arguments: list[str]) -> None:
     for gpu in gpus:
         gpu["processes"] = told["gpus"].get(gpu["pci_address"], {}).get("processes")
     records.write(event="gpus", gpus=gpus)
-    words = make_words()  # while the runner chooses
     with os.fdopen(int(arguments[2])) as control:
         chosen = json.loads(control.readline() or "{}").get("gpus") or []
     threads = []
     for gpu in gpus:
         if gpu["pci_address"] not in chosen:
             continue
-        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words), gpu["pci_address"])
+        check = ("gpu.driver_kernel", partial(run_kernel, cuda[0], gpu["index"], words[0]), gpu["pci_address"])
         threads.append(threading.Thread(target=records.check, args=check))
         threads[-1].start()
     for thread in threads:

@@ -71,7 +71,7 @@ _DRIVER_API = (
         "End that process, or set the default mode: nvidia-smi --compute-mode=DEFAULT.", "busy or unavailable", "devices are unavailable"),
     (100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected", "the driver is loaded but shows no GPU",
         "Look at 'nvidia-smi' and the kernel log (journalctl -k -g NVRM); a GPU that fell off the bus needs a cold restart.",
-        "no CUDA-capable device", "No CUDA GPUs are available", "Found no NVIDIA driver"),
+        "no CUDA-capable device", "No CUDA GPUs are available"),
     (101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal", "a GPU that was counted cannot be opened", _INSPECT,
         "invalid device ordinal"),
     (102, "CUDA_ERROR_DEVICE_NOT_LICENSED", "device doesn't have valid Grid license", "this virtual GPU has no licence",
@@ -242,9 +242,22 @@ _RUNTIME_API = (
     (19, "cudaErrorInvalidTextureBinding", "texture is not bound to a pointer", "a texture has no memory", _REBUILD),
     (20, "cudaErrorInvalidChannelDescriptor", "invalid channel descriptor", "the format of a texture is wrong", _REBUILD),
     (21, "cudaErrorInvalidMemcpyDirection", "invalid copy direction for memcpy", "a copy has no direction", _REBUILD),
+    (22, "cudaErrorAddressOfConstant", "invalid address of constant",
+        "a program for CUDA 3.0 or older takes the address of a constant", _REBUILD),
+    (23, "cudaErrorTextureFetchFailed", "fetch from texture failed", "a program for CUDA 3.0 or older reads a texture in vain", _REBUILD),
+    (24, "cudaErrorTextureNotBound", "cannot fetch from a texture that is not bound",
+        "a program for CUDA 3.0 or older reads a texture without memory", _REBUILD),
+    (25, "cudaErrorSynchronizationError", "incorrect use of __syncthreads()",
+        "a program for CUDA 3.0 or older lets its threads wait wrongly", _REBUILD),
     (26, "cudaErrorInvalidFilterSetting", "linear filtering not supported for non-float type", "a texture's filter does not fit it",
         _REBUILD),
     (27, "cudaErrorInvalidNormSetting", "read as normalized float not supported for data type", "a texture's type does not fit it",
+        _REBUILD),
+    (28, "cudaErrorMixedDeviceExecution", "mixed host and device execution not supported",
+        "a program for CUDA 3.0 or older runs partly on an emulated GPU", _REBUILD),
+    (31, "cudaErrorNotYetImplemented", "feature not yet implemented", "a program for CUDA 4.0 or older", _REBUILD),
+    (32, "cudaErrorMemoryValueTooLarge", "memory size or pointer value too large to fit in 32 bit",
+        "a program for CUDA 3.0 or older holds an address that is too large for it",
         _REBUILD),
     (35, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version",
         "the driver is older than this CUDA version allows", _UPGRADE, "driver version is insufficient",
@@ -362,7 +375,8 @@ _WORDS = (
         "Read the program's own message in the evidence; where it names a file of the environment, rebuild that (role torch_env)."),
     # the driver
     ("no_gpu", "no GPU", "there is no NVIDIA GPU on this host", "None on a host without a GPU; prove at level static there."),
-    ("no_driver", "driver not loaded", "the NVIDIA kernel module is not loaded", "Install and load the driver (role nvidia_driver)."),
+    ("no_driver", "driver not loaded", "the NVIDIA kernel module is not loaded", "Install and load the driver (role nvidia_driver).",
+        "Found no NVIDIA driver"),
     ("no_device_nodes", "no device nodes", "the container was started without the GPUs",
         "Give the container the GPUs (nvidia-container-toolkit), or run nvidia-modprobe -u -c 0 on a host."),
     ("library_missing", "libcuda is missing", "the driver's user space is not installed",
@@ -404,11 +418,17 @@ _WORDS = (
         "Compare 'nvidia-smi -L' with torch.cuda.device_count(); reboot if the driver was changed meanwhile."),
     ("slow_link", "slow PCI Express link", "data moves much more slowly than the link that was negotiated allows",
         "Look for a job that fills the link; else reseat the card, take out risers, and check the slot's lanes in the firmware's setup."),
+    ("link_unknown", "PCI Express link not known", "NVML does not tell what the link is, so there is nothing to compare with",
+        "See whether nvidia-smi -q shows the link; in a part of a GPU and in WSL it does not."),
+    ("not_watched", "errors not watched", "NVML did not tell whether the GPU reported errors while it computed",
+        "See whether nvidia-smi works for the account; a part of a GPU and WSL tell no errors, so that level quick is the highest there."),
     ("xid", "Xid during the proof", "the driver reported an error of the GPU while it was proven",
         "Do what the Xid asks for: docs/failures.md lists the numbers. If it repeats, have the card inspected."),
     ("ecc_uncorrected", "uncorrectable memory errors", "the GPU's memory had errors during the proof that ECC could not correct",
         "Reboot to let the GPU replace the bad memory; if more follow, replace the card."),
     ("busy", "GPU in use", "other processes compute on the GPU", "Prove again when the job has ended, or set when_busy to run."),
+    ("users_unknown", "users of the GPU not known", "who computes on the GPU cannot be told here, and this level would disturb them",
+        "Prove as root, or, where nobody computes, set when_busy to run."),
     # the process of the proof
     ("no_start", "interpreter does not start", "the environment's Python cannot be executed by the account",
         "Check that the interpreter exists and that the account may execute it and enter every directory above it."),
@@ -451,7 +471,7 @@ _SOURCES = {
 }
 _READ = 4096  # characters of a message: the cause is at its beginning
 _PREFIXED = re.compile(r"(?:cuda(?: driver)? error(?: \d+)?|\[cuda\]|cudagetdevicecount\(\)\. error \d+): ([^\n]+)")
-_NUMBERED = re.compile(r"(?:CUDA_ERROR_[A-Z0-9_]+ \((\d+)\)|cudaGetDeviceCount\(\)\. Error (\d+):)")
+_NUMBERED = re.compile(r"(?:CUDA_ERROR_[A-Z0-9_]+ \((\d{1,6})\)|cudaGetDeviceCount\(\)\. Error (\d{1,6}):)")
 # What the loader says of a file that is not whole (glibc, elf/dl-load.c).
 _DAMAGED = re.compile(
     r"\.so[^\s:]{0,80}: (?:file too short|invalid ELF header|cannot read file data|ELF load command|"
@@ -482,10 +502,10 @@ arch_missing busy crashed cuda_1 cuda_101 cuda_2 cuda_200 cuda_209 cuda_218 cuda
 devices_hidden gpu_missing hung timed_out wrong_result wrong_version
 """
 _BY_UNIT = """
-arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden
-ecc_uncorrected ended_early failed garbage gpu_not_started headers_missing import_failed no_account no_device_nodes no_driver no_gpu
-no_start noexec not_installed outside rocm_build shadowed_library slow_link stopped torch_misses_gpu triton_missing
-wrong_index xid
+arch_unknown companion_build compiler_missing cpu_build damaged_library device_forbidden ecc_uncorrected ended_early
+failed garbage gpu_not_started headers_missing import_failed link_unknown no_account no_device_nodes no_driver no_gpu
+no_start noexec not_installed not_watched outside rocm_build shadowed_library slow_link stopped torch_misses_gpu
+triton_missing users_unknown wrong_index xid
 """
 ON_GPU = frozenset(_ON_GPU.split())
 BY_UNIT = frozenset(_BY_UNIT.split()) | {f"cuda_{row[0]}" for row in _RUNTIME_API}

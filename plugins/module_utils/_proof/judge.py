@@ -15,6 +15,9 @@ from typing import Any, Callable, Collection, Mapping, NamedTuple, Sequence
 from .._compat import sass
 from . import failures
 
+BURN_SECONDS = 60
+"""That level stress burns, unless told otherwise."""
+MANY = 1_000_000  # no error of CUDA has such a number
 LEVELS = ("static", "quick", "full", "stress")
 """From the least to the most that is proven."""
 
@@ -113,7 +116,7 @@ def host_checks(level: str, sm: Sequence[str]) -> list[str]:
 
 def level_of(name: str) -> str:
     """The first level that a check belongs to."""
-    if name in ("gpus.peer", "gpus.all_reduce", "torch.compile"):
+    if name in ("gpus.peer", "gpus.all_reduce", "torch.compile", "gpu.hardware"):
         return "full"
     if name.startswith("driver.") or name in ("torch.devices", "gpu.driver_kernel", "gpu.identity"):
         return "quick"
@@ -198,10 +201,17 @@ def _from_record(record: dict[str, Any]) -> Check:
         status = "not_run" if known and status == "not_run" else "failed"
         if not known:
             error = _mapping(record.get("error"))
-            code = failures.code_of(name, error.get("number"), error.get("type"), evidence)
+            kind = error.get("type")
+            number = _number(error.get("number"))
+            code = failures.code_of(name, number, kind if isinstance(kind, str) else None, evidence)
     check = _check(name, status, evidence, code, _mapping(record.get("values")))
-    check["ms"] = record.get("ms")
+    check["ms"] = record["ms"] if isinstance(record.get("ms"), (int, float)) else None
     return check
+
+
+def _number(value: Any) -> int | None:
+    """An error's number; what libraries call an error's code can be anything."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MANY else None
 
 
 # ---- static ---------------------------------------------------------------------------------------------------------
@@ -390,31 +400,31 @@ def unfinished(outcome: Outcome, gpus: Sequence[dict[str, Any]]) -> list[dict[st
     return [gpu for gpu in gpus if any((gpu["pci_address"], name) not in told for name in gpu["checks"])]
 
 
-def with_observations(checks: list[Check], seen: Mapping[str, Any]) -> list[Check]:
+def with_observations(checks: list[Check], seen: Mapping[str, Any], level: str) -> list[Check]:
     """The checks of one GPU, in the light of what NVML told meanwhile: the link, the temperature, errors of the hardware."""
-    last = next((check["id"] for check in reversed(checks) if check["status"] == "passed"), None)
+    if not includes(level, "full"):
+        return checks
     result = []
     for check in checks:
         if check["id"] == "gpu.bandwidth" and check["status"] == "passed":
             check = _bandwidth(check, seen.get("link"))
         if check["id"] == "gpu.burn":
-            kept = ("temperature_c", "power_w", "throttled", "xid", "uncorrected_ecc_errors")
+            kept = ("temperature_c", "power_w", "throttled")
             told = {key: seen[key] for key in kept if key in seen}
             throttled = f", throttled by {', '.join(told['throttled'])}" if told.get("throttled") else ""
             shown = f"; up to {told['temperature_c']} °C{throttled}" if "temperature_c" in told else ""
             check = {**check, "evidence": check["evidence"] + shown, "values": {**check["values"], **told}}
-        if check["id"] == last and (seen.get("xid") or seen.get("uncorrected_ecc_errors")):
-            check = _hardware(check, seen)
         result.append(check)
-    return result
+    return [*result, _hardware(seen)] if any(check["status"] != "not_run" for check in checks) else result
 
 
 def _bandwidth(check: Check, link: Any) -> Check:
-    """Fast enough for the link that NVML saw under load; where it saw none, the numbers stand for themselves."""
+    """Fast enough for the link that NVML saw under load; where it saw none, there is nothing to compare with."""
     speeds = [check["values"].get(name) for name in ("to_gpu_gb_s", "from_gpu_gb_s")]
     generation, lanes = link if isinstance(link, list) and len(link) == 2 else (None, None)
     if generation not in LANE_GB_S or not lanes or not all(isinstance(speed, (int, float)) for speed in speeds):
-        return {**check, "evidence": check["evidence"] + "; what the link carries is not known"}
+        unknown = not_run("gpu.bandwidth", "link_unknown", f"{check['evidence']}; what the link carries is not known")
+        return {**unknown, "values": check["values"], "ms": check["ms"]}
     carries = LANE_GB_S[generation] * lanes
     values = {**check["values"], "link_generation": generation, "link_lanes": lanes, "link_gb_s": round(carries, 1)}
     evidence = f"{check['evidence']}; the link (generation {generation}, {lanes} lanes) carries {carries:.1f} GB/s"
@@ -424,16 +434,25 @@ def _bandwidth(check: Check, link: Any) -> Check:
     return {**slow, "ms": check["ms"]}
 
 
-def _hardware(check: Check, seen: Mapping[str, Any]) -> Check:
-    """A GPU that reported an error of its hardware while it computed is not proven, whatever came out."""
+def _hardware(seen: Mapping[str, Any]) -> Check:
+    """A GPU that reported an error of its hardware while it computed is not proven, nor one that nobody could watch."""
+    values = {key: seen[key] for key in ("xid", "uncorrected_ecc_errors") if key in seen}
     if seen.get("xid"):
         numbers = ", ".join(str(number) for number in seen["xid"])
-        found = failed(check["id"], "xid", f"the driver reported Xid {numbers} during the proof", **check["values"])
-    else:
-        count = seen["uncorrected_ecc_errors"]
-        text = f"{count} uncorrectable errors of the GPU's memory were counted during the proof"
-        found = failed(check["id"], "ecc_uncorrected", text, **check["values"])
-    return {**found, "ms": check["ms"]}
+        return failed("gpu.hardware", "xid", f"the driver reported Xid {numbers} during the proof", **values)
+    if seen.get("uncorrected_ecc_errors"):
+        text = (
+            f"{seen['uncorrected_ecc_errors']} uncorrectable errors of the GPU's memory were counted during the proof"
+        )
+        return failed("gpu.hardware", "ecc_uncorrected", text, **values)
+    if "xid" not in seen:
+        return not_run("gpu.hardware", "not_watched", "NVML told nothing of the GPU's errors during the proof")
+    memory = (
+        "no uncorrectable error of the memory"
+        if "uncorrected_ecc_errors" in seen
+        else "errors of the memory are not counted"
+    )
+    return passed("gpu.hardware", f"no Xid during the proof, {memory}", **values)
 
 
 def joined(name: str, checks: Sequence[Check]) -> Check:

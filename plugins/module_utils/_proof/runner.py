@@ -16,11 +16,12 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from .._probe import expected, proc, sysfs
 from .._probe.host import Host, Unreadable
-from . import causes, judge, watch
+from . import causes, driver_kernel, judge, torch_checks, watch
 from .child import KILL_PATIENCE, Account, AccountError, Child, Nursery, choose_account
+from .judge import BURN_SECONDS
 
 GPU_LIMIT = 60.0  # seconds for a step on a GPU; without persistence mode a GPU takes up to 3 s to start
-BURN_SECONDS = 60.0
+AGAIN_LIMIT = 15.0  # the same once a GPU has hung: the others' steps take seconds, and a task is not held twice
 TIME_LIMITS = {"static": 300.0, "quick": 300.0, "full": 600.0, "stress": 600.0}  # for an environment, besides the burn
 WATCH_PATIENCE = 5.0  # seconds that NVML gets to say what it saw, when the load is over
 
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
     when_busy: str
     gpu_limit: float
     burn_seconds: float
+    lost: Mapping[str, tuple[str, str]] = {}  # by PCI address: why a GPU is not to be touched again by this task
 
     @property
     def companions(self) -> list[str]:
@@ -48,7 +50,7 @@ class Settings(NamedTuple):
 
 
 class Driver:
-    """What the driver showed without torch: found out once per host, however many environments are proven."""
+    """What the driver showed without torch: found out for every environment, because a job can have started meanwhile."""
 
     def __init__(self) -> None:
         self.absent: tuple[str, str] | None = None  # why there is nothing to prove on: code and sentence
@@ -104,6 +106,7 @@ def prove(
     """Prove environments one after the other: {verdict, level, environments: [...]}, as cuda_verify documents it."""
     host = host or Host()
     driver: Driver | None = None
+    lost: dict[str, tuple[str, str]] = {}
     limit = time_limit or TIME_LIMITS[level] + (burn_seconds if level == "stress" else 0.0)
     results = []
     for environment in environments:
@@ -117,11 +120,15 @@ def prove(
             level=level,
             gpus=gpus,
             when_busy=when_busy,
-            gpu_limit=gpu_limit,
+            gpu_limit=min(gpu_limit, AGAIN_LIMIT) if lost else gpu_limit,
             burn_seconds=burn_seconds,
+            lost=dict(lost),
         )
         result, driver = _prove_one(settings, driver, started + limit, host)
         result["ms"] = round((time.monotonic() - started) * 1000)
+        for gpu in result["gpus"]:
+            if any(check["code"] in ("hung", "unkillable") for check in gpu["checks"]):
+                lost[gpu["pci_address"]] = ("stopped", f"the GPU hung when {settings.name} was proven")
         results.append(result)
     return {
         "verdict": judge.combine([result["verdict"] for result in results]),
@@ -152,7 +159,8 @@ def _prove_one(
             outcome = _finish(nursery, [(child, {})])[0]
             return _judged(settings, account, Torch(outcome, {}, {}), None, lambda proven: [], host), driver
         # The driver is tried while torch is being imported; torch waits for the answer before it touches a GPU.
-        driver = driver or _try_driver(nursery, settings, account, deadline, host)
+        if driver is None or driver.outcome.problem is None:  # a driver that hung is not tried again
+            driver = _try_driver(nursery, settings, account, deadline, host)
         torch = _try_torch(
             nursery, settings, child, start, _start_watch(nursery, settings, driver, account, host), driver
         )
@@ -160,17 +168,19 @@ def _prove_one(
 
 
 def _start_torch(
-    nursery: Nursery, settings: Settings, account: Account, deadline: float, directory: str | None = None
+    nursery: Nursery,
+    settings: Settings,
+    account: Account,
+    deadline: float,
+    directory: str | None = None,
+    limit_of: Callable[[dict[str, Any]], float | None] | None = None,
 ) -> Child:
-    from . import torch_checks  # its source alone is wanted, and not where a stamp covers the proof
-
     folder, name = os.path.split(settings.python)
     # A link such as `current` is followed once, here: Python imports late, and the link can be switched meanwhile.
     python = os.path.join(os.path.realpath(folder), name)
     request = {"companions": settings.companions}
-    return nursery.start(
-        [python, "-I", "-B"], source_of(torch_checks), request, account, deadline, settings.limit_of, directory
-    )
+    source, limit = source_of(torch_checks), limit_of or settings.limit_of
+    return nursery.start([python, "-I", "-B"], source, request, account, deadline, limit, directory)
 
 
 def _finish(nursery: Nursery, children: Sequence[tuple[Child, dict[str, Any]]]) -> list[judge.Outcome]:
@@ -185,7 +195,7 @@ def _try_torch(
     nursery: Nursery,
     settings: Settings,
     child: Child,
-    start: Callable[[], Child],
+    start: Callable[..., Child],
     watcher: Child | None,
     driver: Driver,
 ) -> Torch:
@@ -211,7 +221,8 @@ def _try_torch(
         again = [gpu for gpu in judge.unfinished(outcome, gpus) if gpu["pci_address"] != hung]
         if len(again) > 1:  # side by side; what needs a link for itself is left out
             again = [{**gpu, "checks": [name for name in gpu["checks"] if name != "gpu.bandwidth"]} for gpu in again]
-        alone = [(start(), {"gpus": [gpu], "burn_seconds": settings.burn_seconds}) for gpu in again]
+        limit = settings._replace(gpu_limit=min(settings.gpu_limit, AGAIN_LIMIT)).limit_of
+        alone = [(start(limit_of=limit), {"gpus": [gpu], "burn_seconds": settings.burn_seconds}) for gpu in again]
         of_gpu.update(zip((gpu["pci_address"] for gpu in again), _finish(nursery, alone)))
     observed: dict[str, Any] = {}
     if watcher is not None:
@@ -240,6 +251,7 @@ def _all_reduce(
     children.sort(key=lambda child: not _failed_alone(child))
     for child in children:
         child.deadline = 0.0
+        child.kill()
     outcomes = _finish(nursery, [(child, {}) for child in children])
     checks = []
     for outcome in outcomes:
@@ -257,8 +269,6 @@ def _failed_alone(child: Child) -> bool:
 
 
 def _try_driver(nursery: Nursery, settings: Settings, account: Account, deadline: float, host: Host) -> Driver:
-    from . import driver_kernel
-
     driver = Driver()
     driver.absent = driver_absent(host)
     if driver.absent is not None:
@@ -332,10 +342,16 @@ def _choose(driver: Driver, settings: Settings, child: Child, host: Host) -> Non
     else:
         driver.missing = [address for address in wanted if address not in addresses]
         driver.gpus = [gpu for gpu in driver.gpus if gpu["pci_address"] in wanted]
+    driver.skipped.update({address: settings.lost[address] for address in addresses if address in settings.lost})
     used = driver.shared if settings.when_busy == "run" else driver.skipped
     for gpu in driver.gpus:
         processes = _computing(gpu.get("processes"), host, [os.getpid(), child.pid or 0])
-        if processes:
+        if processes is None and settings.when_busy != "run" and judge.includes(settings.level, "full"):
+            driver.skipped[gpu["pci_address"]] = (
+                "users_unknown",
+                "neither NVML nor this host's processes tell who uses it",
+            )
+        elif processes:
             used[gpu["pci_address"]] = ("busy", f"in use by {', '.join(processes[:5])}")
 
 
@@ -359,18 +375,22 @@ def _served(host: Host) -> list[str]:
     return found
 
 
-def _computing(pids: list[int] | None, host: Host, own: list[int]) -> list[str]:
-    """The processes that compute on a GPU, by name; where NVML does not tell, whoever holds nvidia-uvm on this host."""
+def _computing(pids: list[int] | None, host: Host, own: list[int]) -> list[str] | None:
+    """The processes that compute on a GPU, by name; where NVML does not tell, whoever holds nvidia-uvm on this host; None where
+    nobody can tell.
+    """
     if pids is None:
         try:
             holders = proc.gpu_processes(host, (), own)
-        except (OSError, Unreadable):  # not root: nobody can tell, and what the proof needs is small
-            return []
+        except (OSError, Unreadable):  # not root
+            return None
         return [f"{holder['command']} ({holder['pid']})" for holder in holders if holder["kind"] == "compute"]
     found = []
     for pid in pids:
-        command = (host.text(f"/proc/{pid}/comm") or "").strip() or "a process of another container"
-        if proc.kind_of(command, ("/dev/nvidia-uvm",)) == "compute":
+        command = (host.text(f"/proc/{pid}/comm") or "").strip()
+        if not command or not proc.may_hold_gpu(host, pid):
+            found.append(f"a process of another container ({pid})")
+        elif proc.kind_of(command, ("/dev/nvidia-uvm",)) == "compute":
             found.append(f"{command} ({pid})")
     return found
 
@@ -422,13 +442,17 @@ def _judged(
             driver.shared,
         )
         for gpu in gpus:
-            gpu["checks"] = judge.with_observations(gpu["checks"], torch.observed.get(gpu["pci_address"]) or {})
+            seen = torch.observed.get(gpu["pci_address"])
+            gpu["checks"] = judge.with_observations(
+                gpu["checks"], seen if isinstance(seen, dict) else {}, settings.level
+            )
             gpu["verdict"] = judge.verdict(gpu["checks"])
         checks += _host_checks(torch.outcome, driver)
         checks += _checks_of_several(settings, torch.outcome, driver, gpus, all_reduce)
     end = _end_check("python.end", torch.outcome)
     shown = driver or Driver()
-    told = causes.seen([*torch.outcome.records, *shown.outcome.records], account.name, shown.missing)
+    prefix = os.path.dirname(os.path.realpath(os.path.dirname(settings.python)))
+    told = causes.seen([*torch.outcome.records, *shown.outcome.records], account.name, shown.missing, prefix)
     causes.narrow(host, told, [*checks, end], gpus)
     everything = [*checks, *(check for gpu in gpus for check in gpu["checks"])]
     verdict = judge.verdict([*everything, end])

@@ -24,6 +24,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 from .._probe import child, driver, expected, nvml, proc, system
 from .._probe.host import Host, Unreadable
 from . import judge
+from .judge import BURN_SECONDS
 
 FOLDER = "/var/lib/gpufleet/proof"
 SCHEMA = 1
@@ -113,7 +114,18 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "userspace": _name_or_null,
     "boot_id": _name,
     "sm": _names,
-    "gpus": _several(_mapping(uuid=_name, pci_address=_name, name=_name, verdict=_one_of(_VERDICTS))),
+    "wish": _digest,
+    "burn_seconds": _number,
+    "gpus": _several(
+        _mapping(
+            uuid=_name,
+            pci_address=_name,
+            name=_name,
+            mig=_name_or_null,
+            compute_mode=_name_or_null,
+            verdict=_one_of(_VERDICTS),
+        )
+    ),
     "proven_at": lambda value: _time(value) is not None,
     "torch": _name_or_null,
     "checks": _mapping(passed=_number, failed=_CHECKS, not_run=_CHECKS),
@@ -137,12 +149,14 @@ def checked(document: Any, name: str) -> Document:
         verdicts = [gpu["verdict"] for gpu in document["gpus"]]
         if document["checks"]["failed"] or "failed" in verdicts or (on_gpus and not verdicts):
             raise NoStamp("it says passed and holds a failure, or no GPU")
+        if (document["burn_seconds"] > 0) is not (document["level"] == judge.LEVELS[-1]):
+            raise NoStamp("it names a burn without the level stress, or the level without a burn")
     return document
 
 
 def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
     """The stamp of one environment's result of cuda_verify. `now`: what the host is like, see `uncovered`, and `at`."""
-    uuids = {gpu["pci_address"]: gpu["uuid"] for gpu in now["gpus"] or ()}
+    served = {gpu["pci_address"]: gpu for gpu in now["gpus"] or ()}
     found: dict[str, list[dict[str, Any]]] = {"passed": [], "failed": [], "not_run": []}
     for address, checks in [(None, result["checks"])] + [(gpu["pci_address"], gpu["checks"]) for gpu in result["gpus"]]:
         for check in checks:
@@ -159,10 +173,12 @@ def document(result: Mapping[str, Any], now: Mapping[str, Any]) -> Document:
         "remedy": result["remedy"],
         **{key: now[key] for key, _change in _COMPARED},
         "sm": sorted(now["sm"]),
+        "burn_seconds": now["burn_seconds"] if proven == "stress" else 0,
         # NVML's, as the observation has it: CUDA shows another one for a part of a GPU (MIG).
         "gpus": [
             {
-                "uuid": uuids.get(gpu["pci_address"]) or gpu["uuid"],
+                "uuid": served.get(gpu["pci_address"], gpu)["uuid"],
+                **{key: served.get(gpu["pci_address"], {}).get(key) for key, _what in _SET},
                 **{key: gpu[key] for key in ("pci_address", "name", "verdict")},
             }
             for gpu in result["gpus"]
@@ -188,7 +204,10 @@ def as_result(stamp: Document, level: str) -> dict[str, Any]:
         "torch": {"version": stamp["torch"]},
         "companions": {},
         "checks": [],
-        "gpus": [{**gpu, "checks": []} for gpu in stamp["gpus"]],
+        "gpus": [
+            {**{key: gpu[key] for key in ("uuid", "pci_address", "name", "verdict")}, "checks": []}
+            for gpu in stamp["gpus"]
+        ],
         "ms": 0,
     }
 
@@ -205,15 +224,22 @@ _COMPARED = (
     ("userspace", "installed driver {0} -> {1}"),
     ("boot_id", "rebooted"),
     ("sm", "GPUs of {0} -> {1}"),
+    ("wish", "what is expected of it or who runs it changed"),
 )
 """What has to be as it was, and what a difference is called."""
+
+_SET = (
+    ("mig", "MIG"),
+    ("compute_mode", "compute mode"),
+)
+"""How every GPU has to be set as it was, see `settings`, and what that is called."""
 
 
 def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_age: int) -> str | None:
     """Why a stamp does not cover a wish, in words; None where it does.
 
-    `now` is the host as it is: the keys of `_COMPARED`, `gpus` ([{uuid, pci_address, name}] that have to be proven, None: not
-    known) and `at` (UTC, by the host's clock). `max_age` is in hours.
+    `now` is the host as it is: the keys of `_COMPARED`, `gpus` ([{uuid, pci_address, name} and `settings`] that have to be
+    proven, None: not known), `burn_seconds` (level stress) and `at` (UTC, by the host's clock). `max_age` is in hours.
     """
     if not document:
         return "no proof is on record"
@@ -229,6 +255,9 @@ def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_
     if judge.LEVELS.index(stamp["level"]) < judge.LEVELS.index(level):
         reason = f" ({stamp['reason']})" if stamp["reason"] else ""
         return f"level {level} is wanted, level {stamp['level']} was proven{reason}"
+    burn = now.get("burn_seconds", BURN_SECONDS)
+    if level == "stress" and stamp["burn_seconds"] < burn:
+        return f"a burn of {burn} s is wanted, one of {stamp['burn_seconds']} s was run"
     then, at = _time(stamp["proven_at"]), _time(now.get("at"))
     if then is None or at is None:
         return "the age of its proof is not known"
@@ -260,6 +289,20 @@ def _changes(stamp: Document, now: Mapping[str, Any]) -> list[str]:
         before, after = ({gpu["uuid"]: gpu for gpu in gpus} for gpus in (stamp["gpus"], there))
         changes += [f"{_gpu(before[uuid])} is gone" for uuid in before if uuid not in after]
         changes += [f"{_gpu(after[uuid])} was not proven" for uuid in after if uuid not in before]
+        for uuid in before:
+            if uuid in after:
+                changes += _set_otherwise(before[uuid], after[uuid])
+    return changes
+
+
+def _set_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    changes = []
+    for key, what in _SET:
+        was, now = before[key], after.get(key)
+        if was is None or now is None:
+            changes.append(f"{what} of {_gpu(before)} {'is' if now is None else 'was'} not known")
+        elif was != now:
+            changes.append(f"{what} of {_gpu(before)}: {was} -> {now}")
     return changes
 
 
@@ -298,6 +341,33 @@ def state_of(host: Host, name: str, python: str) -> dict[str, Any]:
     }
 
 
+def wish(environment: Mapping[str, Any]) -> str:
+    """What is asked of an environment, of those that `prove` takes, in a sha256: the builds expected, and who runs it."""
+    expect = environment.get("expect") or {}
+    asked = {
+        "torch": expect.get("torch") or None,
+        "companions": expect.get("companions") or {},
+        "user": environment.get("user") or None,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def settings(health: Any) -> dict[str, Any]:
+    """What decides, without a reboot, whether CUDA shows a GPU and to whom: {mig, compute_mode}, of its health as NVML tells it.
+
+    `mig` is "disabled", "not_applicable", or the UUIDs of its instances in one text; each is None where it is not known.
+    """
+    health = health if isinstance(health, dict) else {}
+    mig, mode = health.get("mig"), health.get("compute_mode")
+    told = nvml.NOT_APPLICABLE if mig == nvml.NOT_APPLICABLE else None
+    if isinstance(mig, dict) and mig.get("enabled") is False:
+        told = "disabled"
+    elif isinstance(mig, dict) and mig.get("enabled") is True and isinstance(mig.get("instances"), list):
+        uuids: list[Any] = [part.get("uuid") if isinstance(part, dict) else None for part in mig["instances"]]
+        told = (" ".join(sorted(uuids)) or "no instances") if _names(uuids) else None
+    return {"mig": told, "compute_mode": mode if _name(mode) else None}
+
+
 def digest_of(host: Host, path: str) -> str | None:
     """The sha256 of a file, None where there is none."""
     text = host.read_bytes(path) if host.exists(path) else None
@@ -307,7 +377,9 @@ def digest_of(host: Host, path: str) -> str | None:
 def present(
     host: Host, state: Mapping[str, Any], sm: Sequence[str], addresses: Sequence[str] | None, at: str, time_limit: float
 ) -> dict[str, Any]:
-    """`state` with all else that a stamp is compared with; NVML tells which GPUs the driver serves, of those at `addresses`."""
+    """`state` with what else there is on the host that a stamp is compared with; NVML tells which GPUs the driver serves, of
+    those at `addresses`.
+    """
     wsl = host.exists("/dev/dxg")
     told: dict[str, Any] = {"gpus": []}
     if wsl or state["driver"]:
@@ -317,7 +389,8 @@ def present(
             told = {"gpus": None}
     gpus = told["gpus"]
     if gpus is not None:
-        rows = ({key: gpu[key] for key in ("uuid", "pci_address", "name")} for gpu in gpus if gpu["uuid"])
+        keys = ("uuid", "pci_address", "name")
+        rows = ({**{key: gpu[key] for key in keys}, **settings(gpu["health"])} for gpu in gpus if gpu["uuid"])
         gpus = [row for row in rows if addresses is None or row["pci_address"] in addresses]
     of_windows = told.get("driver_version") if wsl else None
     return {
@@ -493,7 +566,9 @@ def _state_or_why(host: Host, environment: Mapping[str, Any]) -> dict[str, Any] 
 def _present(
     host: Host, environment: Mapping[str, Any], state: Mapping[str, Any], options: Mapping[str, Any], at: str
 ) -> dict[str, Any]:
-    return present(host, state, environment.get("sm") or options["sm"], options["gpus"], at, _NVML_LIMIT)
+    now = present(host, state, environment.get("sm") or options["sm"], options["gpus"], at, _NVML_LIMIT)
+    burn_seconds = int(options.get("burn_seconds") or BURN_SECONDS)
+    return {**now, "wish": wish(environment), "burn_seconds": burn_seconds}
 
 
 def _covering(

@@ -328,6 +328,19 @@ def matmul_check(
     return check
 
 
+def check_tf32(device: str, given: Given) -> tuple[str, dict[str, Any]]:
+    """Exact numbers come out as in float32; whether TF32 was used shows in numbers that it has to round."""
+    import torch
+
+    text, values = matmul_check("TF32", "float32", "short", SINGLE)(device, given)
+    data = given.references.result()["full"]
+    out = torch.empty(ROWS, COLUMNS, device=device)
+    torch.matmul(data["left"].to(device), data["right"].to(device), out=out)
+    exact = SINGLE * data["product"].abs() + accumulation(INNER) * data["scale"]
+    used = bool(((out.double().cpu() - data["product"]).abs() > exact).any())
+    return f"{text}; TF32 was {'used' if used else 'allowed and not used'}", {**values, "tf32_used": used}
+
+
 def check_convolution(device: str, given: Given) -> tuple[str, dict[str, Any]]:
     """cuDNN forward and backward. Its Winograd algorithms lose some bits, hence the wider bound."""
     import torch
@@ -614,7 +627,7 @@ GPU_CHECKS: dict[str, Callable[[str, Given], tuple[str, dict[str, Any]]]] = {
     "gpu.matmul_fp32": matmul_check("FP32", "float32", "full", SINGLE),
     "gpu.matmul_fp16": matmul_check("FP16", "float16", "short", HALF),
     "gpu.matmul_bf16": matmul_check("BF16", "bfloat16", "short", BFLOAT),
-    "gpu.matmul_tf32": matmul_check("TF32", "float32", "short", SINGLE),
+    "gpu.matmul_tf32": check_tf32,
     "gpu.conv2d": check_convolution,
     "gpu.matmul_fp8": check_fp8,
     "gpu.optimizer_step": check_optimizer,

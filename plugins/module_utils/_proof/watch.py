@@ -56,7 +56,7 @@ class Gpu:
 
     def __init__(self, nvml: Any, handle: ctypes.c_void_p, address: str) -> None:
         self._nvml, self.handle, self.address = nvml, handle, address
-        self.seen: dict[str, Any] = {"throttled": [], "xid": []}
+        self.seen: dict[str, Any] = {"throttled": []}
         self._uncorrected = self._errors()
 
     def _number(self, name: str, *before: Any, kind: Any = ctypes.c_uint) -> int | None:
@@ -113,7 +113,8 @@ def main(arguments: list[str]) -> None:
     events = ctypes.c_void_p()
     told = nvml.nvmlEventSetCreate(ctypes.byref(events)) == 0
     for gpu in gpus if told else ():
-        nvml.nvmlDeviceRegisterEvents(gpu.handle, ctypes.c_ulonglong(XID_EVENT), events)
+        if nvml.nvmlDeviceRegisterEvents(gpu.handle, ctypes.c_ulonglong(XID_EVENT), events) == 0:
+            gpu.seen["xid"] = []
     over = False
     while not over:
         over = bool(select.select([int(arguments[2])], [], [], INTERVAL)[0])
@@ -122,7 +123,7 @@ def main(arguments: list[str]) -> None:
         event = Event()
         while told and nvml.nvmlEventSetWait_v2(events, ctypes.byref(event), 0) == 0:
             for gpu in gpus:
-                if gpu.handle.value == event.device:
+                if gpu.handle.value == event.device and "xid" in gpu.seen:
                     gpu.seen["xid"].append(event.data)
     line = json.dumps({"event": "watched", "gpus": {gpu.address: gpu.told() for gpu in gpus}})
     os.write(int(arguments[1]), (line + "\n" + json.dumps({"event": "end"}) + "\n").encode())

@@ -104,7 +104,13 @@ OBSERVATION: dict[str, Any] = {
         "boot_id": "boot-1",
     },
     "gpus": [
-        {"pci_address": "0000:01:00.0", "pci_device_id": "2f04", "name": "NVIDIA GeForce RTX 5070", "uuid": "GPU-1"}
+        {
+            "pci_address": "0000:01:00.0",
+            "pci_device_id": "2f04",
+            "name": "NVIDIA GeForce RTX 5070",
+            "uuid": "GPU-1",
+            "health": {"mig": "not_applicable", "compute_mode": "default"},
+        }
     ],
     "driver": {"userspace_version": "580.95.05", "loaded_version": "580.95.05", "branch": 580, "packages": []},
     "environments": [],
@@ -179,7 +185,17 @@ class Fleet:
                     "userspace": seen["driver"]["userspace_version"],
                     "boot_id": seen["os"]["boot_id"],
                     "sm": ["sm_120"],
-                    "gpus": [],
+                    "wish": stamp.wish(
+                        {
+                            "expect": {
+                                "torch": "2.9.1+cu128",
+                                "companions": {"torchvision": "0.24.1", "torchaudio": "2.9.1"},
+                            },
+                            "user": environment["owner"],
+                        }
+                    ),
+                    "burn_seconds": 60,
+                    "gpus": [{**gpu, **stamp.settings(gpu["health"])} for gpu in seen["gpus"]],
                     "at": at,
                 }
                 environment["verdict"] = stamp.document(proven, now)

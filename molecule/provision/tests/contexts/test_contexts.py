@@ -51,10 +51,10 @@ def seen(provisioned):
 
     def look(name: str) -> dict[str, Seen]:
         host = hosts.named(name)
-        kernel = next(Path(hosts.variables(host)["gpufleet_state_dir"]).glob("locks/lab/*/kernel.json"))
+        kernel = host.file(f"{LAB}/takeaway/kernel.json").content_string
         return {
             **contexts.observe(host, USER, LAB),
-            "a Jupyter kernel": contexts.in_jupyter(host, USER, LAB, kernel.read_text()),
+            "a Jupyter kernel": contexts.in_jupyter(host, USER, LAB, kernel),
         }
 
     with ThreadPoolExecutor() as pool:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import runner
 from ansible_collections.gpufleet.workstation.plugins.modules import cuda_verify
 
 ENVIRONMENT = {"name": "base", "python": "/opt/gpufleet/envs/base/current/bin/python"}
@@ -27,7 +28,7 @@ def run(monkeypatch, capsys):
             }
             return {"verdict": verdict, "level": options["level"], "environments": [result]}
 
-        monkeypatch.setattr(cuda_verify.runner, "prove", prove)
+        monkeypatch.setattr(runner, "prove", prove)
         with patch_module_args(parameters), pytest.raises(SystemExit) as ended:
             cuda_verify.main()
         return ended.value.code, json.loads(capsys.readouterr().out)

@@ -336,6 +336,7 @@ def _prove(seen: Observation, plan: dict[str, Any], name: str) -> None:
     driver, level = seen["driver"], plan["proof"]["level"]
     for number, gpu in enumerate(seen["gpus"]):
         gpu["uuid"] = f"GPU-{number}" if driver["loaded_version"] else None
+        gpu.setdefault("health", {"mig": "not_applicable", "compute_mode": "default"})
     variables = seen["files"].get(f"{entry['root']}/{name}/runtime.env") or {}
     now = {
         "release": environment["current"],
@@ -346,7 +347,9 @@ def _prove(seen: Observation, plan: dict[str, Any], name: str) -> None:
         "userspace": driver["userspace_version"],
         "boot_id": seen["os"]["boot_id"],
         "sm": entry["proof"]["sm"],
-        "gpus": [],
+        "wish": stamp.wish(entry["proof"]),
+        "burn_seconds": 60,
+        "gpus": [{**gpu, **stamp.settings(gpu["health"])} for gpu in seen["gpus"]],
         "at": seen["observed_at"],
     }
     rows = [

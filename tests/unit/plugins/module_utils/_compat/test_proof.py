@@ -63,6 +63,13 @@ def test_a_host_that_was_never_proven_is(proven: dict[str, Any]) -> None:
         ("observed_at", "2026-11-29T19:00:00Z", "its proof of 2026-11-22T19:00:00Z is older than 168 hours"),
         ("observed_at", None, "the age of its proof is not known"),
         ("os.boot_id", None, "since its proof: rebooted"),
+        ("gpus.0.health.compute_mode", "prohibited", "since its proof: compute mode of a GPU at 0000:01:00.0: default -> prohibited"),
+        ("gpus.0.health.compute_mode", None, "since its proof: compute mode of a GPU at 0000:01:00.0 is not known"),
+        ("gpus.0.health.mig", {"enabled": True, "instances": []},
+         "since its proof: MIG of a GPU at 0000:01:00.0: not_applicable -> no instances"),
+        ("gpus.0.health.mig", None, "since its proof: MIG of a GPU at 0000:01:00.0 is not known"),
+        ("gpus.0.health", "not_applicable", "since its proof: MIG of a GPU at 0000:01:00.0 is not known, "
+         "compute mode of a GPU at 0000:01:00.0 is not known"),
         ("health.xid", [ERROR], "since its proof: Xid 48 (double-bit memory error) at 0000:01:00.0"),
         ("environments.0.verdict.verdict", "failed", "its last proof failed: "),
         ("environments.0.verdict.more", 1, "the proof on record is unusable: not the keys of a stamp of schema 1: more"),
@@ -75,6 +82,25 @@ def test_what_changed_since_is_named(proven: dict[str, Any], path: str, value: A
         target = target[int(part) if part.isdigit() else part]
     target[last] = value
     assert why(proven) == told
+
+
+@pytest.mark.parametrize(
+    "mig",
+    [{"enabled": False, "pending": False, "instances": []}, {"enabled": True, "instances": [{"uuid": "MIG-1"}]}],
+)
+def test_a_gpu_that_can_be_parted_is_covered_as_it_was_proven(full: Make, carry_out: Make, mig: dict[str, Any]) -> None:
+    observation = full(RTX_5070)
+    observation["gpus"][0]["health"] = {"mig": mig, "compute_mode": "default"}
+    seen = carry_out(observation, resolve(observation))
+    assert resolve(seen)["actions"] == []
+    seen["gpus"][0]["health"]["mig"] = {"enabled": True, "instances": []}
+    assert why(seen).startswith("since its proof: MIG of a GPU at 0000:01:00.0: ")
+    assert why(seen).endswith(" -> no instances")
+
+
+def test_for_another_account_it_is_proven_again(proven: dict[str, Any]) -> None:
+    desired = {"environments": [{"name": "base", "owner": "ada"}], "steps": ["proof"]}
+    assert why(proven, desired) == "since its proof: what is expected of it or who runs it changed"
 
 
 def test_another_driver_under_a_loaded_one_is_proven_as_soon_as_it_is_there(proven: dict[str, Any]) -> None:

@@ -35,6 +35,8 @@ def proof(monkeypatch):
         "release_digest": "0" * 64,
         "boot_id": "1f3f0bd4-5f1f-4c9b-8a52-0ff25cb5d1ad",
         "sm": ["sm_120"],
+        "wish": "0" * 64,
+        "burn_seconds": 0,
         "gpus": [],
         "proven_at": "2026-11-22T19:00:00Z",
         "torch": "2.9.1+cu128",

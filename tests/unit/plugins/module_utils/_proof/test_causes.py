@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host, Unreadable
@@ -59,7 +60,7 @@ def installed(host, version, folder=LIBRARIES):
 def narrowed(host, code, *records, name="driver.init", gpu=None, missing=(), evidence="it failed", **values):
     """The failed check after its causes were looked for."""
     check = judge.failed(name, code, evidence, **values)
-    told = causes.seen(records, "ada", missing)
+    told = causes.seen(records, "ada", missing, PREFIX)
     checks, gpus = ([check], []) if gpu is None else ([], [{"pci_address": gpu, "checks": [check]}])
     causes.narrow(host, told, checks, gpus)
     assert check["status"] == "failed"
@@ -312,10 +313,21 @@ def test_the_compute_mode_is_named_with_whoever_holds_the_gpu(host, mode, name):
 def test_a_variable_that_hides_gpus_is_named_with_the_file_that_sets_it(host, path, code):
     os.makedirs(host.root + SITE)
     put(host, path, "CUDA_VISIBLE_DEVICES=''")
-    started = {"event": "python", "prefix": PREFIX}
-    found = narrowed(host, code, started, variables(CUDA_VISIBLE_DEVICES=""), name="torch.devices")
+    found = narrowed(host, code, variables(CUDA_VISIBLE_DEVICES=""), name="torch.devices")
     assert found["code"] == "devices_hidden"
     assert found["evidence"].endswith(f"(CUDA_VISIBLE_DEVICES is '' in the environment's own processes, set in {path})")
+
+
+def test_a_variable_of_the_environment_hides_nothing_from_the_drivers_own_program(host):
+    told = narrowed(host, "cuda_100", variables(CUDA_VISIBLE_DEVICES=""), name="driver.init")
+    assert told["code"] != "devices_hidden"
+
+
+def test_what_only_the_engine_of_containers_reads_hides_nothing(host):
+    assert (
+        narrowed(host, "cuda_100", variables(NVIDIA_VISIBLE_DEVICES="all"), name="torch.devices")["code"]
+        != "devices_hidden"
+    )
 
 
 def elf(size=4096, sections=10):
@@ -339,7 +351,7 @@ DAMAGE = {"cut short": elf()[:2000], "cut off": elf()[:20], "empty": b"", "zeros
 def test_a_library_that_is_cut_short_is_found_by_name(host, content, code, evidence):
     put(host, f"{SITE}/torch/lib/libtorch.so", elf())
     put(host, f"{SITE}/torch/lib/libtorch_cuda.so", content)
-    found = narrowed(host, code, {"event": "python", "prefix": PREFIX}, name="torch.import", evidence=evidence)
+    found = narrowed(host, code, name="torch.import", evidence=evidence)
     assert found["code"] == "damaged_library"
     assert f"{SITE}/torch/lib/libtorch_cuda.so is not whole" in found["evidence"]
 
@@ -353,8 +365,33 @@ def test_libraries_that_are_whole_are_not_blamed(host, code, evidence):
     put(host, f"{SITE}/numpy.libs/libscript.so", "/* GNU ld script */ INPUT(libm.so.6)")
     os.mkfifo(host.root + f"{SITE}/torch/lib/libpipe.so")
     os.symlink("/dev/zero", host.root + f"{SITE}/torch/lib/liblink.so")
-    found = narrowed(host, code, {"event": "python", "prefix": PREFIX}, name="torch.import", evidence=evidence)
+    found = narrowed(host, code, name="torch.import", evidence=evidence)
     assert (found["code"], found["evidence"]) == (code, evidence)
+
+
+def test_damage_is_looked_for_once_and_not_without_end(host, monkeypatch):
+    for number in range(40):
+        os.makedirs(host.root + f"{SITE}/empty-{number}")
+    put(host, f"{SITE}/zlast/libtorch.so", elf()[:2000])
+    monkeypatch.setattr(causes, "_NAMES", 20)
+    assert narrowed(host, "crashed", name="torch.import", evidence="ended by SIGBUS.")["code"] == "crashed"
+    monkeypatch.setattr(causes, "_NAMES", 50_000)
+    asked = []
+    genuine = causes.child.start
+    monkeypatch.setattr(causes.child, "start", lambda *given: asked.append(1) or genuine(*given))
+    checks = [judge.failed(f"torch.{name}", "crashed", "ended by SIGBUS.") for name in ("import", "cpu", "devices")]
+    causes.narrow(host, causes.seen([], "ada", (), PREFIX), checks, [])
+    assert {check["code"] for check in checks} == {"damaged_library"}
+    assert len(asked) == 1
+
+
+def test_a_folder_that_does_not_answer_costs_the_limit(host, monkeypatch):
+    put(host, f"{SITE}/torch/lib/libtorch.so", elf()[:2000])
+    monkeypatch.setattr(causes, "_DAMAGE_SECONDS", 0.5)
+    monkeypatch.setattr(causes, "_first_cut_short", lambda folders: time.sleep(60))
+    started = time.monotonic()
+    assert narrowed(host, "crashed", name="torch.import", evidence="ended by SIGBUS.")["code"] == "crashed"
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.failure("shadowed_library")
@@ -407,7 +444,6 @@ def test_records_of_any_form_are_taken(host, odd, code):
         {"event": "around", "libcuda": odd, "nodes": odd},
         {"event": "torch", "facts": odd},
         {"event": "torch", "facts": {"variables": odd}},
-        {"event": "python", "prefix": odd},
         {"event": odd},
     ]
     assert narrowed(host, code, *records, path=odd)["code"] in failures.TABLE
@@ -416,7 +452,7 @@ def test_records_of_any_form_are_taken(host, odd, code):
 def test_what_passed_or_did_not_run_is_left_alone(host):
     checks = [judge.passed("driver.init", "fine"), judge.not_run("driver.gpus", "no_gpu", "there is none")]
     before = [dict(check) for check in checks]
-    causes.narrow(host, causes.seen([around("/x/stubs/libcuda.so")], "ada", ()), checks, [])
+    causes.narrow(host, causes.seen([around("/x/stubs/libcuda.so")], "ada", (), PREFIX), checks, [])
     assert checks == before
 
 

@@ -88,7 +88,6 @@ def test_every_error_of_cuda_is_recognised_by_nvidias_words(row, prefix):
         ("CUDA error: no kernel image is available for execution on the device", 209),
         ("No CUDA GPUs are available", 100),
         ("CUDA error: no CUDA-capable device is detected", 100),
-        ("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU", 100),
         ("The NVIDIA driver on your system is too old (found version 12040).", 35),
         (
             "Unexpected error from cudaGetDeviceCount(). Error 803: system has unsupported display driver / cuda driver combination",
@@ -111,6 +110,11 @@ def test_an_error_of_cuda_is_recognised_by_its_words(text, number):
     code = failures.code_of("gpu.copy", None, "RuntimeError", text)
     assert code == f"cuda_{number}"
     assert len(failures.remedy(code)) > 40
+
+
+def test_what_torch_says_where_there_is_no_driver_is_not_blamed_on_one_that_is_loaded():
+    text = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver"
+    assert failures.code_of("torch.devices", None, "RuntimeError", text) == "no_driver"
 
 
 def test_the_number_that_an_exception_carries_decides():

@@ -213,7 +213,7 @@ def test_what_touches_a_gpu_has_a_limit(record, limit):
 
 def bandwidth(link, to_gpu=50.0, from_gpu=50.0):
     check = judge.passed("gpu.bandwidth", "measured", to_gpu_gb_s=to_gpu, from_gpu_gb_s=from_gpu)
-    return judge.with_observations([check], {"link": link} if link is not None else {})[0]
+    return judge.with_observations([check], {"link": link} if link is not None else {}, "full")[0]
 
 
 @pytest.mark.parametrize(
@@ -234,20 +234,40 @@ def test_bandwidth_is_judged_by_what_the_link_carries_in_both_directions(link, s
 
 
 @pytest.mark.parametrize("link", [None, [0, 16], [9, 16], [4, 0], "fast", []])
-def test_bandwidth_over_a_link_that_is_not_known_is_only_reported(link):
+@pytest.mark.failure("link_unknown")
+def test_bandwidth_over_a_link_that_is_not_known_is_measured_and_not_passed(link):
     check = bandwidth(link, to_gpu=0.1)
-    assert check["status"] == "passed"
-    assert "not known" in check["evidence"]
+    assert (check["status"], check["code"]) == ("not_run", "link_unknown")
+    assert check["values"]["to_gpu_gb_s"] == 0.1
+
+
+def hardware(*checks, **seen):
+    return judge.with_observations(list(checks or (judge.passed("gpu.memory", ""),)), seen, "full")[-1]
 
 
 @pytest.mark.failure("ecc_uncorrected")
-def test_errors_of_the_memory_fail_the_last_check_that_passed():
-    checks = [judge.passed("gpu.memory", ""), judge.not_run("gpu.burn", "stopped", "")]
-    seen = judge.with_observations(checks, {"uncorrected_ecc_errors": 2})
-    assert [(check["status"], check["code"]) for check in seen] == [
-        ("failed", "ecc_uncorrected"),
-        ("not_run", "stopped"),
-    ]
+def test_errors_of_the_memory_during_the_proof_fail():
+    found = hardware(
+        judge.passed("gpu.memory", ""), judge.not_run("gpu.burn", "stopped", ""), xid=[], uncorrected_ecc_errors=2
+    )
+    assert (found["id"], found["status"], found["code"]) == ("gpu.hardware", "failed", "ecc_uncorrected")
+
+
+@pytest.mark.failure("not_watched")
+def test_a_gpu_that_nobody_watched_is_not_passed():
+    assert (hardware()["status"], hardware()["code"]) == ("not_run", "not_watched")
+    assert hardware(temperature_c=40)["status"] == "not_run"
+
+
+def test_a_gpu_that_reported_nothing_passes_and_says_whether_its_memory_counts_errors():
+    assert hardware(xid=[], uncorrected_ecc_errors=0)["status"] == "passed"
+    assert "not counted" in hardware(xid=[])["evidence"]
+
+
+def test_nobody_watches_below_level_full_or_where_nothing_ran():
+    ran, left = judge.passed("gpu.copy", ""), judge.not_run("gpu.copy", "busy", "")
+    assert judge.with_observations([ran], {}, "quick") == [ran]
+    assert judge.with_observations([left], {}, "full") == [left]
 
 
 def test_several_processes_tell_the_worst_of_what_one_told():

@@ -268,18 +268,43 @@ def test_garbage_among_the_records_does_not_pass(environment):
     assert check(result, "python.end")["code"] == "garbage"
 
 
-def test_records_of_the_wrong_shape_do_not_break_the_judge(environment):
-    lines = (
-        '{"event": "torch", "facts": [1]}',
-        '{"event": "check", "id": 7, "status": []}',
-        '{"event": "companions", "facts": 3}',
-    )
-    text = "\\n".join(lines).encode() + b"\\n"
-    environment.torch(
-        f"import os\nfor fd in range(3, 20):\n  try: os.write(fd, {text!r}.replace(b'\\\\n', b'\\n'))\n  except OSError: pass\n"
-    )
+def records(*lines):
+    """Code that writes these records into whatever pipe is open."""
+    text = "\n".join(lines).encode() + b"\n"
+    return f"import os\nfor fd in range(3, 20):\n  try: os.write(fd, {text!r})\n  except OSError: pass\n"
+
+
+def test_facts_of_the_wrong_shape_do_not_break_the_judge(environment):
+    environment.torch(records('{"event": "torch", "facts": [1]}', '{"event": "companions", "facts": 3}'))
     result = static(environment)  # the genuine records come later and count
     assert (result["verdict"], result["companions"]) == ("passed", {})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 60_000,
+        '{"event": "check", "id": 7, "status": []}',
+        '{"event": "begin", "id": [1]}',
+        '{"event": ["check"], "id": "torch.cpu"}',
+        '{"event": "check", "id": "torch.cpu", "gpu": {}, "status": "passed"}',
+    ],
+    ids=["deep", "a number for an id", "a list for an id", "a list for an event", "an object for a GPU"],
+)
+@pytest.mark.failure("garbage")
+def test_what_is_no_record_of_ours_fails_and_breaks_nothing(environment, line):
+    environment.torch(records(line))
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "python.end")["code"] == "garbage"
+
+
+@pytest.mark.parametrize("number", ["E42", -1, 1.5, True, [], 10**30])
+def test_what_a_library_calls_an_errors_code_can_be_anything(environment, number):
+    environment.torch(f"class Odd(ImportError):\n    error_code = {number!r}\nraise Odd('no')\n")
+    result = static(environment)
+    assert result["verdict"] == "failed"
+    assert check(result, "torch.import")["code"] == "failed", check(result, "torch.import")
 
 
 def test_a_flood_of_output_neither_blocks_nor_fills_anything(environment):
@@ -287,6 +312,15 @@ def test_a_flood_of_output_neither_blocks_nor_fills_anything(environment):
     result = static(environment)
     assert result["verdict"] == "passed", result["reason"]
     assert len(str(result)) < 20000
+
+
+def test_folders_nested_deeper_than_python_follows_are_removed(tmp_path):
+    place = str(tmp_path / "private")
+    os.mkdir(place)
+    code = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    subprocess.run([sys.executable, "-c", code], cwd=place, check=True)
+    child.remove(place)
+    assert not os.path.exists(place)
 
 
 def test_a_process_that_detached_itself_is_not_left_behind(environment):
@@ -448,13 +482,14 @@ for address in json.loads(os.fdopen(int(sys.argv[3])).readline())["gpus"]:
     write(event="check", id="gpu.driver_kernel", gpu=address, status="passed", evidence="exact", ms=1)
 write(event="end")
 """
+QUIET = {"xid": [], "uncorrected_ecc_errors": 0, "link": [5, 16]}
 TORCH_ON_GPU = """
 import os, signal, time
 
 def pretended(label):
     def run(device=None, *more):
         {act}
-        return label, {{}}
+        return label, dict(to_gpu_gb_s=50.0, from_gpu_gb_s=50.0) if label == "gpu.bandwidth" else {{}}
     return run
 
 def describe_devices():
@@ -492,7 +527,7 @@ def quick(environment, monkeypatch):
     def prove(act="pass", driver="pass", processes=(), time_limit=30.0, seen=None, **request):
         def source_of(module):
             if module is watch:
-                return WATCH.replace("{seen}", repr(seen or {}))
+                return WATCH.replace("{seen}", repr({**dict.fromkeys((FIRST, SECOND), QUIET), **(seen or {})}))
             if module is driver_kernel:
                 return DRIVER.replace("{act}", driver).replace("{processes}", repr(list(processes)))
             assert module is torch_checks
@@ -586,6 +621,16 @@ def test_a_gpu_in_use_is_proven_when_the_user_says_so(quick):
     assert quick(processes=[os.getpid()], when_busy="run")["verdict"] == "passed"
 
 
+@pytest.mark.failure("users_unknown")
+def test_what_disturbs_others_waits_where_nobody_can_tell_who_computes(quick, monkeypatch):
+    monkeypatch.setattr(runner, "_computing", lambda *_arguments: None)
+    result = quick(level="full")
+    assert {check["code"] for gpu in result["gpus"] for check in gpu["checks"]} == {"users_unknown"}
+    assert (result["verdict"], result["proven"]) == ("not_run", "static")
+    assert quick()["verdict"] == "passed"
+    assert quick(level="full", when_busy="run")["verdict"] != "not_run"
+
+
 def test_only_the_named_gpus_are_proven(quick):
     result = quick(gpus=[SECOND])
     assert [gpu["pci_address"] for gpu in result["gpus"]] == [SECOND]
@@ -620,15 +665,40 @@ def test_a_gpu_that_was_proven_here_before_and_is_gone_fails(quick, tmp_path, mo
     assert quick()["verdict"] == "passed"
 
 
-def test_several_environments_share_one_trial_of_the_driver(quick, environment, monkeypatch):
+def two_environments(environment):
+    return [{"name": name, "python": environment.python, "expect": EXPECTED} for name in ("a", "b")]
+
+
+def test_a_job_that_starts_between_two_environments_is_left_alone(quick, environment, monkeypatch):
     quick()
+    answers = [[], [], ["job (7)"], []]
+    monkeypatch.setattr(runner, "_computing", lambda *_arguments: answers.pop(0))
+    first, second = runner.prove(two_environments(environment), time_limit=30.0)["environments"]
+    assert (first["name"], first["verdict"]) == ("a", "passed")
+    assert (second["name"], second["verdict"], check(second, "gpu.copy", FIRST)["code"]) == ("b", "not_run", "busy")
+    assert check(second, "gpu.copy", SECOND)["status"] == "passed"
+
+
+def test_a_gpu_that_hung_holds_the_task_once(quick, environment, monkeypatch):
+    monkeypatch.setattr(runner, "AGAIN_LIMIT", 1.0)
+    quick(act="if device == 'cuda:0' and label == 'gpu.copy': time.sleep(60)", gpu_limit=3.0)
+    started = time.monotonic()
+    result = runner.prove(two_environments(environment), time_limit=30.0, gpu_limit=3.0)
+    first, second = result["environments"]
+    assert check(first, "gpu.copy", FIRST)["code"] == "hung"
+    assert check(second, "gpu.copy", FIRST)["code"] == "stopped"
+    assert "hung when a was proven" in check(second, "gpu.copy", FIRST)["evidence"]
+    assert check(first, "gpu.copy", SECOND)["status"] == check(second, "gpu.copy", SECOND)["status"] == "passed"
+    assert time.monotonic() - started < 3.0 + 6.0  # the limit once, and the starts of four interpreters
+
+
+def test_a_driver_that_hangs_is_tried_once(quick, environment, monkeypatch):
+    quick(driver="import time; time.sleep(60)", gpu_limit=1.0)
     tried = []
     genuine = runner._try_driver
     monkeypatch.setattr(runner, "_try_driver", lambda *arguments: tried.append(1) or genuine(*arguments))
-    environments = [{"name": name, "python": environment.python, "expect": EXPECTED} for name in ("a", "b")]
-    result = runner.prove(environments, time_limit=30.0)
-    assert (result["verdict"], len(tried)) == ("passed", 1)
-    assert [item["name"] for item in result["environments"]] == ["a", "b"]
+    result = runner.prove(two_environments(environment), time_limit=30.0, gpu_limit=1.0)
+    assert (result["verdict"], len(tried)) == ("failed", 1)
 
 
 def test_one_bad_environment_decides_the_verdict(environment):
@@ -645,7 +715,7 @@ def test_full_runs_what_quick_does_not_and_a_check_for_several_gpus_once(quick):
     result = quick(level="full")
     assert (result["verdict"], result["proven"]) == ("passed", "full"), result["reason"]
     ids = [item["id"] for item in result["gpus"][0]["checks"]]
-    assert ids[-4:] == ["gpu.matmul_fp8", "gpu.optimizer_step", "gpu.bandwidth", "gpu.memory"]
+    assert ids[-5:] == ["gpu.matmul_fp8", "gpu.optimizer_step", "gpu.bandwidth", "gpu.memory", "gpu.hardware"]
     ids = [item["id"] for item in result["checks"]]
     assert ids[-5:] == ["torch.devices", "gpus.peer", "gpus.all_reduce", "torch.compile", "python.end"]
 
@@ -653,7 +723,7 @@ def test_full_runs_what_quick_does_not_and_a_check_for_several_gpus_once(quick):
 def test_stress_is_full_and_a_burn(quick):
     result = quick(level="stress", burn_seconds=1)
     assert (result["verdict"], result["proven"]) == ("passed", "stress"), result["reason"]
-    assert result["gpus"][1]["checks"][-1]["id"] == "gpu.burn"
+    assert [item["id"] for item in result["gpus"][1]["checks"]][-2:] == ["gpu.burn", "gpu.hardware"]
 
 
 def test_one_gpu_has_no_check_for_several(quick):
@@ -784,9 +854,9 @@ def test_a_gpu_in_use_keeps_its_memory_when_the_user_has_it_proven(quick):
 @pytest.mark.failure("xid")
 def test_an_error_of_the_hardware_during_the_proof_fails_its_gpu(quick):
     result = quick(level="stress", seen={SECOND: {"xid": [79], "temperature_c": 91, "throttled": ["hw_slowdown"]}})
-    found = check(result, "gpu.burn", SECOND)
+    found = check(result, "gpu.hardware", SECOND)
     assert (found["status"], found["code"]) == ("failed", "xid")
-    assert found["values"]["temperature_c"] == 91
+    assert check(result, "gpu.burn", SECOND)["values"]["temperature_c"] == 91
     assert [gpu["verdict"] for gpu in result["gpus"]] == ["passed", "failed"]
 
 
@@ -882,12 +952,36 @@ def test_gpus_that_the_module_serves_count_only_with_a_device_node(tmp_path):
     assert runner._served(host) == ["0000:01:00.0"]
 
 
+def holding(host, *pids):
+    """Let these processes have a GPU's device node open."""
+    for pid in pids:
+        folder = Path(host.root, f"proc/{pid}/fd")
+        folder.mkdir(parents=True)
+        (folder / "5").symlink_to("/dev/nvidia-uvm")
+    return host
+
+
 def test_a_desktop_program_does_not_count_as_computing(tmp_path):
     host = made_up_host(
         tmp_path, ("/proc/11/comm", "firefox\n"), ("/proc/12/comm", "python\n"), ("/proc/13/comm", "nvidia-cuda-mps\n")
     )
+    holding(host, 11, 12, 13)
     assert runner._computing([11, 12], host, []) == ["python (12)"]
     assert runner._computing([13], host, []) == [
         "nvidia-cuda-mps (13)"
     ]  # the server of MPS, cut off as the kernel does
     assert "another container" in runner._computing([99], host, [])[0]
+
+
+@pytest.mark.parametrize(
+    "command", ["chromosome_fold", "steamflow", "opera_train", "swayam-train", "kwinfer", "Xorgan"]
+)
+def test_a_job_whose_name_begins_like_a_desktop_programs_is_a_job(tmp_path, command):
+    host = holding(made_up_host(tmp_path, ("/proc/11/comm", f"{command}\n")), 11)
+    assert runner._computing([11], host, []) == [f"{command} (11)"]
+
+
+def test_a_process_that_holds_no_gpu_here_does_not_excuse_one_that_nvml_numbers_so(tmp_path):
+    host = made_up_host(tmp_path, ("/proc/11/comm", "firefox\n"))
+    Path(host.root, "proc/11/fd").mkdir()
+    assert runner._computing([11], host, []) == ["a process of another container (11)"]

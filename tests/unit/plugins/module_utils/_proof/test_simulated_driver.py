@@ -143,9 +143,9 @@ def test_what_fails_on_one_gpu_is_named_and_the_others_are_proven(prove, simulat
 
 
 def test_an_error_that_nobody_knows_keeps_its_number(prove, simulated):
-    simulated.faults("cuCtxSynchronize 1 1 return 913")
+    simulated.faults("cuCtxSynchronize 1 1 return 998")
     found = kernel_on(prove(), SECOND)
-    assert (found["code"], found["evidence"]) == ("cuda_913", "cuCtxSynchronize: unknown error (913)")
+    assert (found["code"], found["evidence"]) == ("cuda_998", "cuCtxSynchronize: unknown error (998)")
 
 
 @pytest.mark.failure("wrong_result")

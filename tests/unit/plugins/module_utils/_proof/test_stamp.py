@@ -16,8 +16,9 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import
 
 AT = "2026-11-22T19:00:00Z"
 LATER = "2026-11-24T07:30:00Z"  # 36.5 hours
-GPU = {"uuid": "GPU-1", "pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070"}
-OTHER = {"uuid": "GPU-2", "pci_address": "0000:02:00.0", "name": "NVIDIA GeForce RTX 3090"}
+SET = {"mig": "disabled", "compute_mode": "default"}
+GPU = {"uuid": "GPU-1", "pci_address": "0000:01:00.0", "name": "NVIDIA GeForce RTX 5070", **SET}
+OTHER = {"uuid": "GPU-2", "pci_address": "0000:02:00.0", "name": "NVIDIA GeForce RTX 3090", **SET}
 NOW: dict[str, Any] = {
     "release": "2.9.1-cu128-1a2b3c4d",
     "release_digest": "a" * 64,
@@ -27,6 +28,8 @@ NOW: dict[str, Any] = {
     "userspace": "580.95.05",
     "boot_id": "1f3f0bd4-5f1f-4c9b-8a52-0ff25cb5d1ad",
     "sm": ["sm_120"],
+    "wish": "c" * 64,
+    "burn_seconds": 60,
     "gpus": [GPU],
     "at": AT,
 }
@@ -83,6 +86,11 @@ def test_a_proof_covers_the_host_as_it_was() -> None:
         ({"boot_id": "another"}, "since its proof: rebooted"),
         ({"driver": "590.48.01", "boot_id": "x"}, "since its proof: driver 580.95.05 -> 590.48.01, rebooted"),
         ({"sm": ["sm_120", "sm_86"]}, "since its proof: GPUs of sm_120 -> sm_120 sm_86"),
+        ({"wish": "d" * 64}, "since its proof: what is expected of it or who runs it changed"),
+        ({"gpus": [{**GPU, "mig": "MIG-1"}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0: disabled -> MIG-1"),
+        ({"gpus": [{**GPU, "mig": None}]}, "since its proof: MIG of NVIDIA GeForce RTX 5070 at 0000:01:00.0 is not known"),
+        ({"gpus": [{**GPU, "compute_mode": "prohibited"}]},
+         "since its proof: compute mode of NVIDIA GeForce RTX 5070 at 0000:01:00.0: default -> prohibited"),
         ({"gpus": []}, "since its proof: NVIDIA GeForce RTX 5070 at 0000:01:00.0 is gone"),
         ({"gpus": [GPU, OTHER]}, "since its proof: NVIDIA GeForce RTX 3090 at 0000:02:00.0 was not proven"),
         ({"gpus": None}, "since its proof: which GPUs the driver serves is not known"),
@@ -127,6 +135,45 @@ def test_what_could_not_run_at_all_covers_nothing() -> None:
 
 def test_at_level_static_other_gpus_of_the_same_architecture_change_nothing() -> None:
     assert why(stamped(level="static"), level="static", gpus=[OTHER]) is None
+
+
+def test_settings_that_were_not_known_when_it_was_proven_are_not_the_same_now() -> None:
+    dark = [{**GPU, "mig": None, "compute_mode": None}]
+    document = stamp.document(proven(), {**NOW, "gpus": dark})
+    told = "MIG of {0} {1} not known, compute mode of {0} {1} not known"
+    named = "NVIDIA GeForce RTX 5070 at 0000:01:00.0"
+    assert why(document) == "since its proof: " + told.format(named, "was")
+    assert why(document, gpus=dark) == "since its proof: " + told.format(named, "is")
+    assert why(stamp.document(proven(), {**NOW, "gpus": None}))
+
+
+def test_what_a_card_does_not_have_is_as_it_was() -> None:
+    gpus = [{**GPU, "mig": "not_applicable", "compute_mode": "not_applicable"}]
+    assert why(stamp.document(proven(), {**NOW, "gpus": gpus}), gpus=gpus) is None
+
+
+@pytest.mark.parametrize(
+    ("mig", "told"),
+    [
+        ("not_applicable", "not_applicable"),
+        ({"enabled": False, "pending": True, "instances": []}, "disabled"),
+        ({"enabled": True, "pending": True, "instances": []}, "no instances"),
+        ({"enabled": True, "instances": [{"uuid": "MIG-2"}, {"uuid": "MIG-1"}]}, "MIG-1 MIG-2"),
+        ({"enabled": True, "instances": [{"uuid": "MIG-2"}, {"uuid": None}]}, None),
+        ({"enabled": True, "instances": [7]}, None),
+        ({"enabled": True, "instances": None}, None),
+        ({"enabled": None, "instances": []}, None),
+        ({"enabled": 1, "instances": []}, None),
+        *((odd, None) for odd in (None, {}, [], True, "disabled", 7)),
+    ],
+)
+def test_mig_is_what_nvml_says_or_not_known(mig: Any, told: str | None) -> None:
+    assert stamp.settings({"mig": mig, "compute_mode": "default"}) == {"mig": told, "compute_mode": "default"}
+
+
+@pytest.mark.parametrize("odd", [None, [], "not_applicable", 7, {}, {"compute_mode": None}, {"compute_mode": [1]}])
+def test_no_odd_health_is_a_setting(odd: Any) -> None:
+    assert stamp.settings(odd) == {"mig": None, "compute_mode": None}
 
 
 def test_of_a_gpu_that_is_shared_out_the_names_of_the_whole_one_are_kept() -> None:
@@ -188,7 +235,7 @@ def test_no_odd_value_makes_it_cover(field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:40])
-@pytest.mark.parametrize("part", ["uuid", "pci_address", "name", "verdict"])
+@pytest.mark.parametrize("part", ["uuid", "pci_address", "name", "mig", "compute_mode", "verdict"])
 def test_no_odd_value_of_a_gpu_makes_it_cover(part: str, value: Any) -> None:
     document = stamped()
     document["gpus"][0][part] = value
@@ -239,6 +286,35 @@ def test_none_is_none(document: Any) -> None:
 @pytest.mark.parametrize("document", ["passed", 1, [stamped()], {"verdict": "passed"}])
 def test_what_is_no_stamp_covers_nothing(document: Any) -> None:
     assert "unusable" in str(why(document))
+
+
+def test_a_shorter_burn_covers_no_longer_one() -> None:
+    short = stamp.document(proven(level="stress"), {**NOW, "burn_seconds": 1})
+    assert why(short, level="stress", burn_seconds=600) == "a burn of 600 s is wanted, one of 1 s was run"
+    assert why(short, level="stress") == "a burn of 60 s is wanted, one of 1 s was run"
+    assert why(short, level="stress", burn_seconds=1) is None
+    assert why(short, level="full", burn_seconds=600) is None
+    assert stamp.document(proven(level="full"), {**NOW, "burn_seconds": 600})["burn_seconds"] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expect": {"torch": "2.10.0+cu130"}},
+        {"expect": {"torch": "2.9.1+cu128", "companions": {"torchvision": "0.24.1"}}},
+        {"user": "ada"},
+    ],
+)
+def test_a_proof_of_other_expectations_or_of_another_account_covers_nothing(
+    host: Host, changes: dict[str, Any]
+) -> None:
+    prover = Prover(host)
+    asked = {**ENVIRONMENT, "expect": {"torch": "2.9.1+cu128", "companions": {}}, "user": ""}
+    prover.prove(asked)
+    assert prover.prove({**asked, "user": None})["environments"][0]["stamped"] is True
+    prover.looks = False
+    assert prover.prove({**asked, **changes}, keep=False)["environments"][0]["stamped"] is False
+    assert prover.asked == ["base", "base"]
 
 
 # ---- on the host ----------------------------------------------------------------------------------------------------
