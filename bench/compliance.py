@@ -56,7 +56,12 @@ def evaluation(hosts: int) -> dict[str, Any]:
     ready = document["totals"]["ready"]
     if ready != hosts:
         raise SystemExit(f"bench: {hosts - ready} of the healthy hosts are not ready: {document['hosts'][0]['reason']}")
-    return {"seconds": seconds, "shipped": len(shipped), "rules": len(rules), "page": len(render_html.html(document).encode())}
+    return {
+        "seconds": seconds,
+        "shipped": len(shipped),
+        "rules": len(rules),
+        "page": len(render_html.html(document).encode()),
+    }
 
 
 def run(command: list[str], environment: dict[str, str], statuses: tuple[int, ...]) -> tuple[float, str]:

@@ -169,7 +169,13 @@ def _row(name: str, state: dict[str, Any]) -> dict[str, str]:
     """The texts of the table that every report of this collection shows."""
     try:
         row = host_row(name, {"planned": state.get("planned")})
-    except (AttributeError, TypeError, ValueError, KeyError, RecursionError):  # values of other types than they should be
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        KeyError,
+        RecursionError,
+    ):  # values of other types than they should be
         row = {}
     return {key: _short(row.get(key)) or "-" for key in _ROW}
 
