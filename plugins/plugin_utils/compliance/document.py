@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix
+from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import matrix, sass
 from ansible_collections.gpufleet.workstation.plugins.module_utils._proof.judge import LEVELS
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
 
@@ -33,6 +33,8 @@ _OF_PEOPLE = frozenset(
 """Keys whose values name people or show what they run."""
 _HOME = re.compile(r"(/home/|/Users/)[^/\s\"':]+")
 _PROCESS = re.compile(r"\b(process \d+) \([^)]*\)")
+_CODE = re.compile(r"(sm|compute)_[0-9]{2,3}[af]?")
+_CUDA = re.compile(r"[0-9]+(\.[0-9]+)*")
 _BRANCHES = {row["branch"]: row for row in matrix.DRIVER_BRANCHES}
 
 
@@ -50,6 +52,8 @@ def build(
         document["gpus"] = [_gpu(gpu, plan) for gpu in document["gpus"]]
     if isinstance(document.get("driver"), dict):
         document["driver"] = {**document["driver"], **_branch(document["driver"].get("branch"), now)}
+        if "os" in document:
+            document["os"] = _system(document["os"], document["driver"].get("modules_by_kernel"))
     wanted = plan.get("environments")
     if isinstance(wanted, list):
         document["wanted_environments"] = [_mapping(item).get("name") for item in wanted]
@@ -60,13 +64,29 @@ def build(
             _environment(environment, plan, proof, required_level) for environment in document["environments"]
         ]
     document.update(
-        plan={key: plan[key] for key in _PLANNED if key in plan},
+        plan={
+            **{key: plan[key] for key in _PLANNED if key in plan},
+            **({"runtime_scope": plan["runtime"].get("scope")} if isinstance(plan.get("runtime"), dict) else {}),
+        },
         proof=proof or None,
         required_level=required_level,
         host=host,
         groups=groups,
     )
     return redact(document)
+
+
+def _system(system: Any, modules: Any) -> Any:
+    """The system with the driver's module for each kernel that can boot."""
+    if not isinstance(system, dict) or not isinstance(system.get("kernels"), list) or not isinstance(modules, dict):
+        return system
+    kernels = [
+        {**kernel, "module": modules[kernel["release"]]}
+        if isinstance(kernel, dict) and isinstance(kernel.get("release"), str) and kernel["release"] in modules
+        else kernel
+        for kernel in system["kernels"]
+    ]
+    return {**system, "kernels": kernels}
 
 
 def _gpu(gpu: Any, plan: Mapping[str, Any]) -> Any:
@@ -102,9 +122,13 @@ def _environment(environment: Any, plan: Mapping[str, Any], proof: Mapping[str, 
     wanted = next((item for item in map(_mapping, _list(plan.get("environments"))) if item.get("name") == name), None)
     joined: dict[str, Any] = {"wanted": wanted.get("spec") if wanted else None}
     if wanted is None:
-        joined.update(wanted_sm=None, uncovered=None, proven=None)
+        joined.update(wanted_sm=None, unserved=None, wrong_companions=None, uncovered=None, proven=None)
         return {**environment, **joined}
     joined["wanted_sm"] = wanted.get("sm")
+    joined["unserved"] = _unserved(environment.get("torch"), wanted.get("sm"))
+    joined["wrong_companions"] = _wrong_companions(
+        environment.get("companions"), _mapping(wanted.get("spec")).get("companions")
+    )
     stamped = wanted.get("stamped")
     proven: Mapping[str, Any] | None = stamped if isinstance(stamped, dict) else None
     if "stamped" in wanted:
@@ -119,6 +143,40 @@ def _environment(environment: Any, plan: Mapping[str, Any], proof: Mapping[str, 
         told = {key: proven.get(key) for key in ("verdict", "proven", "proven_at", "reason", "remedy", "stamped")}
         joined["proven"] = {**told, "enough": _enough(proven, required_level)}
     return {**environment, **joined}
+
+
+def _unserved(torch: Any, wanted: Any) -> list[str] | None:
+    """The GPUs (sm) for which this torch has no code that runs; None where that cannot be told."""
+    torch = _mapping(torch)
+    flags, cuda = torch.get("arch_flags"), torch.get("cuda")
+    if not (_codes(flags) and _codes(wanted) and isinstance(cuda, str) and _CUDA.fullmatch(cuda)):
+        return None
+    codes = [_capability(flag) for flag in flags if flag.startswith("sm_")]
+    return [sm for sm in wanted if sass.serving_code(codes, _capability(sm), cuda) is None]
+
+
+def _codes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and _CODE.fullmatch(name) for name in value)
+
+
+def _capability(code: str) -> str:
+    """The compute capability of an architecture's name: sm_90a is 9.0."""
+    digits = code.partition("_")[2].rstrip("af")
+    return f"{digits[:-1]}.{digits[-1]}"
+
+
+def _wrong_companions(installed: Any, wanted: Any) -> list[str] | None:
+    """What torch's companions are where they are not those that belong to it; None where that cannot be told."""
+    if not isinstance(installed, dict) or not isinstance(wanted, dict):
+        return None
+    rows = [(name, version, installed.get(name)) for name, version in sorted(wanted.items())]
+    if not all(isinstance(text, str) for row in rows for text in row[:2]) or not rows:
+        return None
+    return [
+        f"{name} {'is missing' if found is None else found}, not {version}"
+        for name, version, found in rows
+        if not isinstance(found, str) or found.partition("+")[0] != version
+    ]
 
 
 def _uncovered(name: str, proven: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> str:

@@ -319,6 +319,9 @@ class Function:
     """None: the compiler knows it."""
 
 
+NOT_APPLICABLE = "not_applicable"
+"""What an observation holds in the place of a value that a card does not have."""
+
 _TEXT, _LIST, _OBJECT, _AMOUNT = ("text",), ("list",), ("object",), ("number",)
 _ORDERED = ("number", "text")
 
@@ -339,6 +342,12 @@ FUNCTIONS: dict[str, Function] = {
             lambda v: bool(_booleans(v)) and all(v),
         ),
         Function("any(list)", "true where an element is true", (_LIST,), lambda v: any(_booleans(v))),
+        Function(
+            "applicable(x)",
+            "false where the GPU says that it has no such thing; an error where x is missing or null",
+            (("boolean", "list", "number", "object", "text"),),
+            lambda value: value != NOT_APPLICABLE,
+        ),
         Function("avg(list)", "the mean of numbers", (_LIST,), lambda v: sum(_of(_AMOUNT, v, 1)) / len(v)),
         Function("ceil(number)", "rounded up", (_AMOUNT,), math.ceil),
         Function(
