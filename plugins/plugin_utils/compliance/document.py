@@ -52,8 +52,8 @@ def build(
         document["gpus"] = [_gpu(gpu, plan) for gpu in document["gpus"]]
     if isinstance(document.get("driver"), dict):
         document["driver"] = {**document["driver"], **_branch(document["driver"].get("branch"), now)}
-        if "os" in document:
-            document["os"] = _system(document["os"], document["driver"].get("modules_by_kernel"))
+    if isinstance(document.get("os"), dict):
+        document["os"] = _system(document["os"], _mapping(document.get("driver")).get("modules_by_kernel"))
     wanted = plan.get("environments")
     if isinstance(wanted, list):
         document["wanted_environments"] = [_mapping(item).get("name") for item in wanted]
@@ -76,17 +76,17 @@ def build(
     return redact(document)
 
 
-def _system(system: Any, modules: Any) -> Any:
-    """The system with the driver's module for each kernel that can boot."""
-    if not isinstance(system, dict) or not isinstance(system.get("kernels"), list) or not isinstance(modules, dict):
-        return system
-    kernels = [
-        {**kernel, "module": modules[kernel["release"]]}
-        if isinstance(kernel, dict) and isinstance(kernel.get("release"), str) and kernel["release"] in modules
-        else kernel
-        for kernel in system["kernels"]
-    ]
-    return {**system, "kernels": kernels}
+def _system(system: dict[str, Any], modules: Any) -> dict[str, Any]:
+    """The system; whether it is WSL2, where Windows has the driver; and the driver's module for each kernel that can boot."""
+    joined = {**system, "wsl": system.get("virtualization") == "wsl"}
+    if isinstance(system.get("kernels"), list) and isinstance(modules, dict):
+        joined["kernels"] = [
+            {**kernel, "module": modules[kernel["release"]]}
+            if isinstance(kernel, dict) and isinstance(kernel.get("release"), str) and kernel["release"] in modules
+            else kernel
+            for kernel in system["kernels"]
+        ]
+    return joined
 
 
 def _gpu(gpu: Any, plan: Mapping[str, Any]) -> Any:
@@ -120,7 +120,7 @@ def _environment(environment: Any, plan: Mapping[str, Any], proof: Mapping[str, 
         return environment
     name = environment.get("name")
     wanted = next((item for item in map(_mapping, _list(plan.get("environments"))) if item.get("name") == name), None)
-    joined: dict[str, Any] = {"wanted": wanted.get("spec") if wanted else None}
+    joined: dict[str, Any] = {"asked": wanted is not None, "wanted": wanted.get("spec") if wanted else None}
     if wanted is None:
         joined.update(wanted_sm=None, unserved=None, wrong_companions=None, uncovered=None, proven=None)
         return {**environment, **joined}
