@@ -33,6 +33,7 @@ _OF_PEOPLE = frozenset(
 """Keys whose values name people or show what they run."""
 _HOME = re.compile(r"(/home/|/Users/)[^/\s\"':]+")
 _PROCESS = re.compile(r"\b(process \d+) \([^)]*\)")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _CODE = re.compile(r"(sm|compute)_[0-9]{2,3}[af]?")
 _CUDA = re.compile(r"[0-9]+(\.[0-9]+)*")
 _BRANCHES = {row["branch"]: row for row in matrix.DRIVER_BRANCHES}
@@ -66,7 +67,7 @@ def build(
     document.update(
         plan={
             **{key: plan[key] for key in _PLANNED if key in plan},
-            **({"runtime_scope": plan["runtime"].get("scope")} if isinstance(plan.get("runtime"), dict) else {}),
+            "variables_for_all": _mapping(plan.get("runtime")).get("scope") != "environment",
         },
         proof=proof or None,
         required_level=required_level,
@@ -92,9 +93,10 @@ def _system(system: dict[str, Any], modules: Any) -> dict[str, Any]:
 def _gpu(gpu: Any, plan: Mapping[str, Any]) -> Any:
     """A GPU with what the plan says of it; `excluded` where the plan leaves it out."""
     rows = plan.get("gpus")
-    if not isinstance(gpu, dict) or not isinstance(rows, list):
+    known = isinstance(rows, list) and all(_ADDRESS.fullmatch(str(_mapping(row).get("pci_address"))) for row in rows)
+    if not isinstance(gpu, dict) or not known:
         return gpu
-    row = next((row for row in map(_mapping, rows) if row.get("pci_address") == gpu.get("pci_address")), None)
+    row = next((row for row in _list(rows) if row["pci_address"] == gpu.get("pci_address")), None)
     if row is None:
         return {**gpu, "excluded": True}
     joined = {key: row[key] for key in ("minimum_driver", "runs_on") if key in row}
@@ -172,11 +174,12 @@ def _wrong_companions(installed: Any, wanted: Any) -> list[str] | None:
     rows = [(name, version, installed.get(name)) for name, version in sorted(wanted.items())]
     if not all(isinstance(text, str) for row in rows for text in row[:2]) or not rows:
         return None
-    return [
-        f"{name} {'is missing' if found is None else found}, not {version}"
+    wrong = [
+        f"{name} is {'not there' if found is None else found}, not {version}"
         for name, version, found in rows
         if not isinstance(found, str) or found.partition("+")[0] != version
     ]
+    return [*wrong, *(f"{name} is not asked for" for name in sorted(set(map(str, installed)) - set(wanted)))]
 
 
 def _uncovered(name: str, proven: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> str:
