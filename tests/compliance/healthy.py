@@ -10,6 +10,7 @@ from typing import Any
 NOW = "2026-11-23T12:00:00Z"
 GPU, UUID, BOOT = "0000:01:00.0", "GPU-6f1d9a52-7d5c-4c0e-9a53-0d3c1f5b7a10", "5b1f7c1e-61b9-4d0b-8e3d-0a3c1c1f8d11"
 DIGEST = "4f" * 32
+KERNEL = "6.8.0-87-generic"
 RELEASE = "2.9.1-cu128-0a1b2c3d"
 
 _HEALTH: dict[str, Any] = {
@@ -76,8 +77,8 @@ _OBSERVATION: dict[str, Any] = {
         "codename": "noble",
         "family": "debian",
         "arch": "x86_64",
-        "kernel": "6.8.0-87-generic",
-        "kernels": [{"release": "6.8.0-87-generic", "running": True, "default": True, "headers": True}],
+        "kernel": KERNEL,
+        "kernels": [{"release": KERNEL, "running": True, "default": True, "headers": True}],
         "secure_boot": False,
         "virtualization": None,
         "boot_id": BOOT,
@@ -151,10 +152,11 @@ _OBSERVATION: dict[str, Any] = {
             }
         ],
         "modules_by_kernel": {
-            "6.8.0-87-generic": {
+            KERNEL: {
                 "version": "580.95.05",
                 "flavor": "open",
-                "path": "/lib/modules/6.8.0-87-generic/nvidia.ko",
+                "signer": None,
+                "path": f"/lib/modules/{KERNEL}/nvidia.ko",
             }
         },
         "persistence": {"unit": "nvidia-persistenced.service", "present": True, "enabled": True, "active": True},

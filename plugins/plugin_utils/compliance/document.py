@@ -87,7 +87,33 @@ def _system(system: dict[str, Any], modules: Any) -> dict[str, Any]:
             else kernel
             for kernel in system["kernels"]
         ]
+    joined["driver_repositories"] = _driver_repositories(system.get("apt"), system.get("dnf"))
     return joined
+
+
+def _driver_repositories(apt: Any, dnf: Any) -> list[dict[str, Any]] | None:
+    """NVIDIA's repositories: {file, urls, signed}; None where that cannot be told, as of a system with neither apt nor dnf."""
+    if isinstance(apt, dict) and isinstance(apt.get("sources"), list):
+        rows = [(row, "uris", "signed_by") for row in apt["sources"]]
+    elif isinstance(dnf, dict) and isinstance(dnf.get("repositories"), list):
+        rows = [(row, "urls", "gpgcheck") for row in dnf["repositories"]]
+    else:
+        return None
+    found = []
+    for row, urls, key in rows:
+        addresses = _mapping(row).get(urls)
+        if not isinstance(addresses, list) or key not in row:
+            return None
+        if any("nvidia." in str(address) for address in addresses):
+            found.append({"file": row.get("file"), "urls": addresses, "signed": _signed(row[key])})
+    return found
+
+
+def _signed(value: Any) -> bool | None:
+    """apt: whether Signed-By names a file or holds a key; dnf: gpgcheck."""
+    if isinstance(value, str):
+        return value.strip().startswith(("/", "-----BEGIN PGP")) or None
+    return False if value is None else value if isinstance(value, bool) else None
 
 
 def _gpu(gpu: Any, plan: Mapping[str, Any]) -> Any:

@@ -59,9 +59,9 @@ def test_a_host_that_meets_every_rule_stays_ready(judged):
 @pytest.mark.parametrize(
     ("name", "rule", "evidence"),
     [
-        ("ws-1080ti", "environment.integrity", "version.py"),
+        ("ws-1080ti", "environment.intact", "version.py"),
         ("ws-mixed", "gpu.missing", "0000:21:00.0"),
-        ("ws-wsl", "runtime.tokenizers", "true"),
+        ("ws-wsl", "runtime.tokenizers_pam", "true"),
         ("ws-clash", "plan.feasible", "open"),
     ],
 )
