@@ -78,7 +78,6 @@ BREAKS: dict[str, list[Change]] = {
     "gpu.known": [("gpus.0.sm", None)],
     "gpu.bound": [("gpus.0.kernel_driver", "vfio-pci")],
     "gpu.answers": [("gpus.0.source", "pci")],
-    "gpu.torch_build": [("plan:gpus.0.runs_on", None)],
     "gpu.ecc_errors": [(f"{_ECC}.uncorrected_volatile", 2)],
     "gpu.ecc_history": [(f"{_ECC}.uncorrected_total", 2)],
     "gpu.ecc_enabled": [(f"{_ECC}.enabled", False)],
@@ -91,6 +90,7 @@ BREAKS: dict[str, list[Change]] = {
     "gpu.xid_programs": [("health.xid", [{**_XID, "number": 13, "action": "restart_app"}])],
     "gpu.xid_history": [("health.xid", [{**_XID, "this_boot": False, "action": "inspect"}])],
     "gpu.slowdown": [("gpus.0.health.throttle", ["sw_power_cap", "hw_thermal_slowdown"])],
+    "gpu.thermal": [("gpus.0.health.throttle", ["sw_thermal_slowdown"])],
     "gpu.temperature": [("gpus.0.health.temperature_c", 93)],
     "gpu.power_limit": [("gpus.0.health.power.limit_w", 150.0)],
     "gpu.link_width": [("gpus.0.pcie.width", 4)],
@@ -261,6 +261,20 @@ HEALTHY: dict[str, dict[str, Any]] = {
         ]
     ),
     "an idle link at low speed": state_with([("gpus.0.pcie.speed_gts", 2.5), ("gpus.0.health.throttle", ["gpu_idle"])]),
+    "a laptop with half of the lanes": state_with(
+        [
+            ("gpus.0.name", "NVIDIA GeForce RTX 5090 Laptop GPU"),
+            ("gpus.0.pcie.width", 8),
+            ("gpus.0.health.power", NOT_APPLICABLE),
+        ]
+    ),
+    "clocks that nobody has to care about": state_with([("gpus.0.health.throttle", ["reliability", "board_limit"])]),
+    "no environment is asked for": state_with(
+        [("environments", []), ("plan:environments", []), ("plan:gpus.0.runs_on", None)]
+    ),
+    "a torch that is newer than the knowledge base": state_with(
+        [("plan:environments.0.spec.companions", {}), ("environments.0.companions", {})]
+    ),
     "MIG instances": state_with([("gpus.0.health.mig", _MIG)]),
     "Windows' driver": state_with(_WSL),
     "a container, which boots no kernel": state_with(
