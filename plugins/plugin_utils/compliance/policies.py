@@ -36,6 +36,7 @@ LONGEST_WAIVER = 90
 WARN_BEFORE = 14
 """Days before a waiver ends, from which on the report says so."""
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast; both know the same lines
 _MAX_FILE = 1024 * 1024
 _MAX_NESTING = 20
 _MAX_TEXT = 2000
@@ -153,7 +154,7 @@ def _items(path: Path) -> Sequence[_Entry]:
     try:
         text = content.decode("utf-8")
         _check_events(text, file)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_LOADER)
     except UnicodeDecodeError as error:
         raise PolicyError(file, content.count(b"\n", 0, error.start) + 1, "it is not UTF-8") from None
     except yaml.YAMLError as error:
@@ -168,7 +169,7 @@ def _items(path: Path) -> Sequence[_Entry]:
 def _check_events(text: str, file: str) -> None:
     """Refuse what makes a short file a large document, or says that a value is something other than what it looks like."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_LOADER):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise PolicyError(file, line, "anchors and aliases (& and *) are not allowed")
