@@ -701,10 +701,10 @@ observation:
       contains:
         disk:
           description: >-
-            C(free_mib) (in MiB), C(free_inodes) and C(file_system) (its type, null where that is not known) of the file system that
-            O(root) is on, or will be.
+            C(free_mib) (in MiB), C(free_inodes), C(file_system) (its type, null where that is not known) and C(read_only) (whether nothing
+            can be written, as after errors of a disk) of the file system that O(root) is on, or will be.
           type: dict
-          sample: {/opt/gpufleet/envs: {free_mib: 401235, free_inodes: 26214400, file_system: ext4}}
+          sample: {/opt/gpufleet/envs: {free_mib: 401235, free_inodes: 26214400, file_system: ext4, read_only: false}}
         clock_synchronized:
           description: Whether the clock follows a time source, as the kernel sees it.
           type: bool

@@ -80,6 +80,7 @@ _OBSERVATION: dict[str, Any] = {
         "kernel": KERNEL,
         "kernels": [{"release": KERNEL, "running": True, "default": True, "headers": True}],
         "secure_boot": False,
+        "machine_owner_key": None,
         "virtualization": None,
         "boot_id": BOOT,
         "init": "systemd",
@@ -129,6 +130,14 @@ _OBSERVATION: dict[str, Any] = {
         "source": "nvidia",
         "nouveau_loaded": False,
         "nova_core_loaded": False,
+        "nouveau_in_initramfs": {KERNEL: False},
+        "interrupted": [],
+        "device_nodes": {
+            "/dev/nvidiactl": True,
+            "/dev/nvidia-uvm": True,
+            "/dev/nvidia-uvm-tools": True,
+            "/dev/nvidia0": True,
+        },
         "cuda_api": "13.0",
         "mismatch": False,
         "reboot_required": False,
@@ -206,7 +215,14 @@ _OBSERVATION: dict[str, Any] = {
         }
     },
     "health": {
-        "disk": {"/opt/gpufleet/envs": {"free_mib": 900_000, "free_inodes": 9_000_000, "file_system": "ext4"}},
+        "disk": {
+            "/opt/gpufleet/envs": {
+                "free_mib": 900_000,
+                "free_inodes": 9_000_000,
+                "file_system": "ext4",
+                "read_only": False,
+            }
+        },
         "clock_synchronized": True,
         "locks": [],
         "xid": [],

@@ -45,6 +45,13 @@ _MISSING = {
 }
 _OLD_KERNEL = {"release": "6.8.0-31-generic", "running": False, "default": False, "headers": False}
 _STALE = {"id": "proof.run:base", "step": "proof", "what": "prove base", "why": "the driver is another one", "data": {}}
+_DNF = {
+    "file": "/etc/yum.repos.d/cuda-rhel9.repo",
+    "id": "cuda-rhel9-x86_64",
+    "enabled": True,
+    "keys": [],
+    "urls": ["https://developer.download.nvidia.com/compute/cuda/repos/rhel9/x86_64"],
+}
 _NO_PIN: list[Change] = [("driver.pins", [])]
 _BREAKING = {"where": "/etc/environment", "name": "CUDA_VISIBLE_DEVICES", "value": "", "why": "hides GPUs"}
 
@@ -62,8 +69,16 @@ BREAKS: dict[str, list[Change]] = {
     "driver.module": [
         ("os.kernels.1", _OLD_KERNEL),
         ("driver.modules_by_kernel.6.8.0-31-generic", None),
+        ("driver.nouveau_in_initramfs.6.8.0-31-generic", False),
     ],
     "driver.signed": [("os.secure_boot", True), (f"driver.modules_by_kernel.{healthy.KERNEL}.signer", None)],
+    "driver.nouveau_at_boot": [(f"driver.nouveau_in_initramfs.{healthy.KERNEL}", None)],
+    "driver.nodes": [("driver.device_nodes./dev/nvidia-uvm", False)],
+    "driver.key_enrolled": [
+        ("os.secure_boot", True),
+        ("os.machine_owner_key", {"path": "/var/lib/dkms/mok.pub", "enrolled": False, "pending": True}),
+    ],
+    "driver.interrupted": [("driver.interrupted", ["nvidia-kernel-dkms is half-configured"])],
     "driver.packages": [("driver.packages.0.state", "half-configured")],
     "driver.source": [("driver.source", "runfile")],
     "driver.one_source": [("driver.packages.0.source", "distro")],
@@ -133,6 +148,8 @@ BREAKS: dict[str, list[Change]] = {
     "host.observed": [("unknown", [{"what": "health.xid", "why": "no rights"}])],
     "host.glibc": [("os.glibc", "2.27")],
     "host.disk": [("health.disk./opt/gpufleet/envs.free_mib", 900)],
+    "host.inodes": [("health.disk./opt/gpufleet/envs.free_inodes", 12)],
+    "host.writable": [("health.disk./opt/gpufleet/envs.read_only", True)],
     "host.clock": [("health.clock_synchronized", False)],
     "host.repository_keys": [("os.apt.sources.0.signed_by", None)],
 }
@@ -275,6 +292,19 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "a torch that is newer than the knowledge base": state_with(
         [("plan:environments.0.spec.companions", {}), ("environments.0.companions", {})]
     ),
+    "a key inside the source": state_with([("os.apt.sources.0.signed_by", "inline")]),
+    "a repository of dnf's that is switched off": state_with(
+        [
+            ("os.apt", None),
+            ("os.dnf", {"repositories": [{**_DNF, "enabled": False, "gpgcheck": False}, {**_DNF, "gpgcheck": True}]}),
+        ]
+    ),
+    "btrfs, which counts no inodes": state_with(
+        [
+            (f"health.disk./opt/gpufleet/envs.{key}", value)
+            for key, value in (("free_inodes", 0), ("file_system", "btrfs"))
+        ]
+    ),
     "MIG instances": state_with([("gpus.0.health.mig", _MIG)]),
     "Windows' driver": state_with(_WSL),
     "a container, which boots no kernel": state_with(
@@ -340,6 +370,19 @@ def test_a_healthy_host_meets_every_rule(name):
     if name == "a driver that is too old to know recovery actions":
         serious.pop("driver.branch_supported", None)
     assert serious == {}
+
+
+def test_a_repository_of_dnfs_whose_packages_nobody_has_to_sign_is_found():
+    state = state_with([("os.apt", None), ("os.dnf", {"repositories": [{**_DNF, "gpgcheck": False}]})])
+    assert not_met(statuses(state)) == {"host.repository_keys": "failed"}
+
+
+def test_while_somebody_changes_packages_nobody_says_that_a_change_was_interrupted():
+    lock = {"path": "/var/lib/dpkg/lock-frontend", "holder": "unattended-upgr (process 812)"}
+    assert not_met(statuses(state_with([("driver.interrupted", None), ("health.locks", [lock])]))) == {
+        "driver.interrupted": "not_run"
+    }
+    assert not_met(statuses(state_with([("driver.interrupted", None)]))) == {"driver.interrupted": "error"}
 
 
 def test_a_host_without_gpus_is_never_ready():

@@ -60,14 +60,14 @@ class _Timex(ctypes.Structure):
 
 
 def disk(host: Host, root: str) -> dict[str, dict[str, Any]]:
-    """Return what is free where ``root`` is, or will be, and on which kind of file system that is."""
+    """Return what is free where ``root`` is, or will be, on which kind of file system that is, and whether nothing can be written there."""
     path = root
     while not host.exists(path) and path not in ("/", ""):
         path = os.path.dirname(path)
     state = os.statvfs(host.at(path or "/"))
     kind = mounts.kind_of(host.resolve(path or "/"), host.text(mounts.PATH, MIB) or "")
     free = {"free_mib": state.f_bavail * state.f_frsize // MIB, "free_inodes": state.f_favail}
-    return {root: {**free, "file_system": kind}}
+    return {root: {**free, "file_system": kind, "read_only": bool(state.f_flag & os.ST_RDONLY)}}
 
 
 def clock_synchronized(host: Host) -> bool | None:

@@ -34,6 +34,7 @@ _OF_PEOPLE = frozenset(
 _HOME = re.compile(r"(/home/|/Users/)[^/\s\"':]+")
 _PROCESS = re.compile(r"\b(process \d+) \([^)]*\)")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_SIGNED_BY = re.compile(r"/[^\n]*|inline|[0-9A-Fa-f]{16,40}!?")
 _CODE = re.compile(r"(sm|compute)_[0-9]{2,3}[af]?")
 _CUDA = re.compile(r"[0-9]+(\.[0-9]+)*")
 _BRANCHES = {row["branch"]: row for row in matrix.DRIVER_BRANCHES}
@@ -54,7 +55,7 @@ def build(
     if isinstance(document.get("driver"), dict):
         document["driver"] = {**document["driver"], **_branch(document["driver"].get("branch"), now)}
     if isinstance(document.get("os"), dict):
-        document["os"] = _system(document["os"], _mapping(document.get("driver")).get("modules_by_kernel"))
+        document["os"] = _system(document["os"], _mapping(document.get("driver")))
     wanted = plan.get("environments")
     if isinstance(wanted, list):
         document["wanted_environments"] = [_mapping(item).get("name") for item in wanted]
@@ -77,18 +78,23 @@ def build(
     return redact(document)
 
 
-def _system(system: dict[str, Any], modules: Any) -> dict[str, Any]:
-    """The system; whether it is WSL2, where Windows has the driver; and the driver's module for each kernel that can boot."""
+def _system(system: dict[str, Any], driver: Mapping[str, Any]) -> dict[str, Any]:
+    """The system; whether it is WSL2, where Windows has the driver; and what is known of each kernel that can boot."""
     joined = {**system, "wsl": system.get("virtualization") == "wsl"}
-    if isinstance(system.get("kernels"), list) and isinstance(modules, dict):
-        joined["kernels"] = [
-            {**kernel, "module": modules[kernel["release"]]}
-            if isinstance(kernel, dict) and isinstance(kernel.get("release"), str) and kernel["release"] in modules
-            else kernel
-            for kernel in system["kernels"]
-        ]
+    if isinstance(system.get("kernels"), list):
+        joined["kernels"] = [_kernel(kernel, driver) for kernel in system["kernels"]]
     joined["driver_repositories"] = _driver_repositories(system.get("apt"), system.get("dnf"))
     return joined
+
+
+def _kernel(kernel: Any, driver: Mapping[str, Any]) -> Any:
+    """A kernel with the driver's module, and with whether its initramfs may load nouveau."""
+    release = _mapping(kernel).get("release")
+    if not isinstance(release, str):
+        return kernel
+    sources = (("module", "modules_by_kernel"), ("may_load_nouveau", "nouveau_in_initramfs"))
+    known = ((name, _mapping(driver.get(key))) for name, key in sources)
+    return {**kernel, **{name: rows[release] for name, rows in known if release in rows}}
 
 
 def _driver_repositories(apt: Any, dnf: Any) -> list[dict[str, Any]] | None:
@@ -104,15 +110,15 @@ def _driver_repositories(apt: Any, dnf: Any) -> list[dict[str, Any]] | None:
         addresses = _mapping(row).get(urls)
         if not isinstance(addresses, list) or key not in row:
             return None
-        if any("nvidia." in str(address) for address in addresses):
+        if any("nvidia." in str(address) for address in addresses) and row.get("enabled") is not False:
             found.append({"file": row.get("file"), "urls": addresses, "signed": _signed(row[key])})
     return found
 
 
 def _signed(value: Any) -> bool | None:
-    """apt: whether Signed-By names a file or holds a key; dnf: gpgcheck."""
+    """apt: whether Signed-By names a file or a key, or holds one ("inline"); dnf: gpgcheck."""
     if isinstance(value, str):
-        return value.strip().startswith(("/", "-----BEGIN PGP")) or None
+        return bool(_SIGNED_BY.fullmatch(value)) or None
     return False if value is None else value if isinstance(value, bool) else None
 
 

@@ -33,6 +33,14 @@ def test_disk_is_measured_where_the_root_will_be(tree):
     found = health.disk(tree.folder("/opt").host(), "/opt/gpufleet/envs")["/opt/gpufleet/envs"]
     assert abs(found["free_mib"] - state.f_bavail * state.f_frsize // 1048576) < 1024
     assert found["free_inodes"] > 0
+    assert found["read_only"] is False
+
+
+def test_a_file_system_that_was_remounted_read_only_is_told(tree, monkeypatch):
+    state = os.statvfs(tree.root)
+    fields = [*state[:8], state.f_flag | os.ST_RDONLY, state.f_namemax]
+    monkeypatch.setattr(health.os, "statvfs", lambda path: os.statvfs_result(fields))
+    assert health.disk(tree.folder("/opt").host(), "/opt/gpufleet/envs")["/opt/gpufleet/envs"]["read_only"] is True
 
 
 def test_a_held_lock_is_found_with_its_holder_and_a_free_one_is_not(tree):
