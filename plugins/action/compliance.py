@@ -89,11 +89,11 @@ class ActionModule(ActionBase):
             values["gpu_compliance_fail_on"],
             _version(),
         )
-        reports, problems = _keep(document, folder, _report_folder(values, places, folder), values)
+        fleet = canonical.of(document)
+        reports, problems = _keep(document, fleet, folder, _report_folder(values, places, folder), values)
         if SUMMARY_CALLBACK not in constants.config.get_config_value("CALLBACKS_ENABLED") or REPORT not in reports:
             width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
-            display.display("\n" + render_text.text(document, width) + "\n")
-        fleet = canonical.of(document)
+            display.display("\n" + render_text.text(fleet, width) + "\n")
         told = {"totals": fleet["totals"], "not_ready": _not_ready(fleet), "reports": reports}
         result.update(
             told, ansible_stats={"data": {"gpufleet_compliance": told}, "per_host": False, "aggregate": False}
@@ -195,13 +195,13 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _keep(
-    document: dict[str, Any], folder: Path, reports: Path, values: Mapping[str, Any]
+    document: dict[str, Any], fleet: canonical.Canonical, folder: Path, reports: Path, values: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[str]]:
     """Write reports and history, in check mode too: they are what the run is for, and lie on no host."""
     texts = {REPORT: json.dumps(document, ensure_ascii=False) + "\n"}
     for name in values["gpu_compliance_formats"]:
         file, render = _FORMATS[name]
-        texts[file] = render(document)
+        texts[file] = render(document if name == "html" else fleet)
     problems = []
     paths: dict[str, str] = {}
     try:

@@ -9,6 +9,7 @@ becomes what alarms: a status that nobody knows is an error, a host that calls i
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -19,28 +20,38 @@ OUTCOMES = ("not_ready", "unknown", "unreachable", "not_asked", "ready")
 SEVERITIES = ("critical", "high", "medium", "low")
 BAD = ("failed", "error", "not_run")
 """What keeps a host from being ready where the rule's severity is critical or high."""
+_MET: dict[str, dict[str, Any]] = {
+    status: {"status": status, "since": "", "items": []} for status in ("passed", "not_applicable")
+}
+"""Most results, one for all: nobody changes a canonical document."""
 _STATES = ("active", "expired", "unneeded", "orphaned")
 _NAME, _TEXT = 120, 2000  # characters
 
 
-def of(document: Any) -> dict[str, Any]:
+class Canonical(dict[str, Any]):
+    """A document that `of` has made, which nobody has to look through again."""
+
+
+def of(document: Any) -> Canonical:
     """Return a canonical document of whatever is given; raises nothing for what JSON can hold."""
+    if isinstance(document, Canonical):
+        return document
     document = _mapping(document)
     rules = _rules(document)
     hosts = [_host(_mapping(host), rules) for host in _list(document.get("hosts"))]
-    return {
-        "generated_at": _text(document.get("generated_at"), _NAME),
-        "collection": _text(document.get("collection"), _NAME),
-        "rules": list(rules.values()),
-        "hosts": hosts,
-        "waivers": [_waiver(_mapping(waiver)) for waiver in _list(document.get("waivers"))],
-        "totals": {
+    return Canonical(
+        generated_at=_text(document.get("generated_at"), _NAME),
+        collection=_text(document.get("collection"), _NAME),
+        rules=list(rules.values()),
+        hosts=hosts,
+        waivers=[_waiver(_mapping(waiver)) for waiver in _list(document.get("waivers"))],
+        totals={
             "hosts": len(hosts),
             **{each: sum(host["outcome"] == each for host in hosts) for each in OUTCOMES},
         },
-        "errors": [_text(text) for text in _list(document.get("errors"))],
-        "notes": [_text(text) for text in _list(document.get("notes"))],
-    }
+        errors=[_text(text) for text in _list(document.get("errors"))],
+        notes=[_text(text) for text in _list(document.get("notes"))],
+    )
 
 
 def _rules(document: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -90,11 +101,11 @@ def _host(host: dict[str, Any], rules: dict[str, dict[str, str]]) -> dict[str, A
 
 def _result(result: dict[str, Any]) -> dict[str, Any]:
     status = _one_of(STATUSES, result.get("status"), "error")
-    return {
-        "status": status,
-        "since": _text(result.get("since"), _NAME),
-        "items": [_item(_mapping(item), status) for item in _list(result.get("items"))],
-    }
+    since = _text(result.get("since"), _NAME)
+    if status in _MET and not since:
+        return _MET[status]
+    items = _list(result.get("items")) if status not in _MET else []  # nobody shows what was met
+    return {"status": status, "since": since, "items": [_item(_mapping(item), status) for item in items]}
 
 
 def _item(item: dict[str, Any], status: str) -> dict[str, str]:
@@ -125,10 +136,16 @@ def _waiver(waiver: dict[str, Any]) -> dict[str, Any]:
 def _text(value: Any, longest: int = _TEXT) -> str:
     """One line for people: texts as they are, nothing for null, everything else as JSON has it."""
     if value is None or isinstance(value, str):
-        return _cut(clean(value), longest)
+        return _line(value or "", longest)
     if isinstance(value, list) and value and all(isinstance(each, (str, int)) for each in value):
         return _cut(" ".join(_text(each, longest) for each in value), longest)
     return _cut(clean(json.dumps(value, ensure_ascii=False, sort_keys=True)), longest)
+
+
+@functools.lru_cache(maxsize=4096)
+def _line(value: str, longest: int) -> str:
+    """Hosts say the same in the same words."""
+    return _cut(clean(value), longest)
 
 
 def _cut(text: str, longest: int) -> str:
