@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The shipped rules over what probe and planner really deliver: made-up trees of files, answers that NVML gave on real cards, and this machine.
+"""The shipped rules over what probe and planner really deliver, of made-up trees, what NVML said on real cards, and this machine.
 
 A rule that asks for a key which is not there, or expects another shape, is an error here.
 """
@@ -32,7 +32,8 @@ H100, RTX_5070 = "2330", "2f04"
 
 def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("made_up_hosts", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses and annotations look for it there
     spec.loader.exec_module(module)
