@@ -23,13 +23,16 @@ from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.variables import (
     InvalidVariables,
     desired_state,
-    preload,
     wanted_steps,
 )
 
 MINIMUM_ANSIBLE = (2, 19)
 
-preload()  # here, where Ansible loads this before it forks a worker for each host: each of them would read the files anew
+# Ansible loads this before it forks a worker for each host: what is read and worked out only once is then there for all of them.
+resolve(
+    {"os": {"id": "debian", "version_id": "12", "arch": "x86_64"}, "gpus": [{"pci_device_id": "2f04"}]},
+    json.loads(json.dumps(desired_state({}, lambda value: value, wanted_steps([], [], None)))),
+)
 
 
 class ActionModule(ActionBase):
@@ -92,7 +95,8 @@ class ActionModule(ActionBase):
         folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in locks.PLACES})
         try:
             found = {item["name"]: locks.existing(item["spec"], folder) for item in plan["environments"]}
-            plan = resolve(observation, {**desired, "locks": _texts(found)})
+            if any(found.values()):
+                plan = resolve(observation, {**desired, "locks": _texts(found)})
             makes_locks = boolean(self._task.args.get("make_locks", True)) and not self._task.check_mode
             if makes_locks and plan["feasible"]:
                 missing = [item for item in plan["environments"] if _is_built(item) and not found[item["name"]]]
