@@ -61,7 +61,8 @@ def _host(name, state, rule, before, at):
         {"what": key, "before": last[key], "after": value} for key, value in facts.items() if key in last and last[key] != value
     ]
     return {
-        "name": name, "groups": state["groups"], "outcome": outcome, "reason": str(plan.get("refusals") or state["planned"].get("msg", "")), "facts": facts,
+        "name": name, "groups": state["groups"], "outcome": outcome, "facts": facts,
+        "reason": str(plan.get("refusals") or state["planned"].get("msg", "")),
         "since": before["since"] if before.get("outcome") == outcome else at,
         "proven": state["proof"].get("verdict"), "drift": {"since_last": changes, "since_provisioned": []},
         "results": {rule: {"status": status, "since": at, "items": []}} if outcome in ("ready", "not_ready") else {},
