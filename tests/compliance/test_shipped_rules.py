@@ -385,6 +385,12 @@ def test_while_somebody_changes_packages_nobody_says_that_a_change_was_interrupt
     assert not_met(statuses(state_with([("driver.interrupted", None)]))) == {"driver.interrupted": "error"}
 
 
+def test_kernels_that_could_not_be_read_are_not_taken_for_a_host_that_boots_none():
+    note = {"what": "os.kernels", "why": "Input/output error"}
+    found = not_met(statuses(state_with([("os.kernels", []), ("unknown", [note])])))
+    assert found["driver.module"] == "error"
+
+
 def test_a_host_without_gpus_is_never_ready():
     refusal = {"code": "no_gpu", "gpu": None, "reason": "no NVIDIA GPU", "remedy": "install one"}
     state = state_with([("gpus", []), ("plan:gpus", []), ("plan:feasible", False), ("plan:refusals", [refusal])])

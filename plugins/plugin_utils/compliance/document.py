@@ -56,6 +56,8 @@ def build(
         document["driver"] = {**document["driver"], **_branch(document["driver"].get("branch"), now)}
     if isinstance(document.get("os"), dict):
         document["os"] = _system(document["os"], _mapping(document.get("driver")))
+        if any(_mapping(note).get("what") == "os.kernels" for note in _list(document.get("unknown"))):
+            document["os"]["kernels"] = None  # the probe's list is empty then, as that of a container, which boots none
     wanted = plan.get("environments")
     if isinstance(wanted, list):
         document["wanted_environments"] = [_mapping(item).get("name") for item in wanted]
