@@ -1,12 +1,13 @@
 # Copyright: the gpufleet.workstation maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Show the fleet's plan or its outcome: reads what the run registered, asks no host anything."""
+"""Show the fleet's plan or its outcome, and remember what is ready: reads what the run registered, asks no host anything."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime, timezone
 from typing import Any
 
 from ansible import constants
@@ -18,6 +19,9 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build
     plan_text,
     result_text,
 )
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance import document as documents
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance import history
 
 display = Display()
 
@@ -49,11 +53,27 @@ class ActionModule(ActionBase):
             display.display("\n" + plan_text(plans, width) + "\n")
             return {**result, "groups": groups, "disruptive": any(group["disruptive"] for group in groups)}
         served = set(task_vars.get("ansible_play_hosts") or [])
-        rows = [host_row(host, _state(hostvars[host], host not in served), self._task.check_mode) for host in hosts]
+        states = {host: _state(hostvars[host], host not in served) for host in hosts}
+        rows = [host_row(host, state, self._task.check_mode) for host, state in states.items()]
+        if not self._task.check_mode:
+            self._remember({row["host"]: states[row["host"]] for row in rows if row["ready"]}, task_vars)
         table = result_text(rows, width)
         if SUMMARY_CALLBACK not in constants.config.get_config_value("CALLBACKS_ENABLED"):
             display.display("\n" + table + "\n")
         return {**result, "hosts": {row["host"]: row for row in rows}, "table": table}
+
+    def _remember(self, ready: dict[str, dict[str, Any]], task_vars: dict[str, Any]) -> None:
+        """Keep what the hosts are like now, for compliance to tell what changed since. Without it the run is no worse."""
+        now = datetime.now(timezone.utc).replace(microsecond=0)
+        facts = {}
+        for host, state in ready.items():
+            latest = state["after"] if state["after"].get("observation") else state["planned"]
+            facts[host] = documents.facts(documents.build(host, {"planned": latest}, [], now, state["required_level"]))
+        folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in locks.PLACES})
+        try:
+            history.record_provisioned(folder.parent / "compliance", facts, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        except history.NotKept as error:
+            display.warning(f"Compliance will not be able to tell what changed since this run: {error}")
 
 
 def _state(variables: Any, lost: bool) -> dict[str, Any]:

@@ -12,7 +12,9 @@ short_description: Show the plan or the outcome of all hosts of the play
 version_added: 0.1.0
 description:
   - Reads what C(playbooks/provision_gpu.yml) registered for every host of the play, prints a table, and returns it as data.
-  - Asks no host anything and changes nothing. Hosts that did not answer are part of the table.
+  - Asks no host anything and changes nothing on any. Hosts that did not answer are part of the table.
+  - With O(show=outcome), except in check mode, the controller keeps what every host is like that is train-ready, in
+    C(compliance/provisioned.json) of C(gpufleet_state_dir). C(playbooks/check_compliance.yml) tells with it what changed since.
 options:
   show:
     description:
@@ -27,7 +29,7 @@ attributes:
     description: In check mode hosts with planned actions are shown as such, and proof is not required.
   diff_mode:
     support: none
-    description: It changes nothing.
+    description: It changes nothing on hosts.
   platform:
     support: full
     platforms: linux
