@@ -70,7 +70,9 @@ def main() -> int:
     greens: list[str] = []
     observations = 0
     begin = last_launch = time.monotonic()
-    while True:
+    ending = last = False
+    while not last:
+        last = ending  # one more whole look after the end was asked for: what was switched last counts as well
         now = time.monotonic()
         problem = ""
         try:
@@ -89,8 +91,8 @@ def main() -> int:
             failures.append((time.time(), problem))
         if observations == 1:
             print("watching", flush=True)
-        if select.select([sys.stdin], [], [], max(0.0, PERIOD - (time.monotonic() - now)))[0]:
-            break
+        pause = 0.0 if ending else max(0.0, PERIOD - (time.monotonic() - now))
+        ending = bool(select.select([sys.stdin], [], [], pause)[0])
     with contextlib.suppress(BrokenPipeError):
         print(
             json.dumps(
