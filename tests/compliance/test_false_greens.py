@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SHIPPED = Path(__file__).resolve().parents[2] / "roles/gpu_compliance/files/policies"
+RESULTS = SHIPPED.parents[3] / ".state/test/compliance.txt"
 NOW = datetime.datetime.fromisoformat(healthy.NOW)
 
 ENGINE = """\
@@ -68,6 +69,9 @@ def say(capsys):
     def line(text: str) -> None:
         with capsys.disabled():
             print(f"\n{text}")
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
     return line
 
