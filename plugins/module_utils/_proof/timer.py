@@ -243,8 +243,11 @@ def _see(
     found = problem = None
     try:
         state = stamp.state_of(host, environment.name, environment.python)
-        now = stamp.present(host, state, environment.sm, settings.gpus, system.utc(clock()), _NVML_LIMIT)
         expect = _expected(host, environment)
+        now = {
+            **stamp.present(host, state, environment.sm, settings.gpus, system.utc(clock()), _NVML_LIMIT),
+            "wish": stamp.wish({**environment._asdict(), "expect": expect}),
+        }
     except (stamp.NoStamp, OSError, Unreadable, ValueError) as error:
         problem = f"it cannot be proven: {error}"
     with contextlib.suppress(stamp.NoStamp, OSError, Unreadable):  # a stamp that cannot be trusted is none

@@ -194,7 +194,8 @@ def test_an_environment_whose_release_says_nothing_is_not_proven_and_the_metrics
 
 NOW: dict[str, Any] = {
     "release": "r1", "release_digest": "a" * 64, "variables": None, "driver": "580.95.05", "flavor": "open",
-    "userspace": "580.95.05", "boot_id": "boot-1", "sm": ["sm_120"], "gpus": [GPU], "at": "2026-11-22T19:00:00Z",
+    "userspace": "580.95.05", "boot_id": "boot-1", "sm": ["sm_120"], "wish": "b" * 64,
+    "gpus": [{**GPU, "mig": "not_applicable", "compute_mode": "default"}], "at": "2026-11-22T19:00:00Z",
 }  # fmt: skip
 
 
