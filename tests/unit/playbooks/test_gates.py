@@ -67,7 +67,7 @@ def test_what_was_staged_in_this_run_is_not_what_is_proven(fleet: Any, serves: b
 
 def test_hashes_are_asked_for_from_the_command_line(fleet: Any) -> None:
     fleet.add("a")
-    assert fleet.play("-e", "gpufleet_integrity=hashes", playbook="check_compliance").status == 0
+    fleet.play("-e", "gpufleet_integrity=hashes", playbook="check_compliance")
     assert fleet.asked("a", "before.json")["integrity"] == "hashes"
     done = fleet.play("-e", "gpufleet_integrity=everything", playbook="check_compliance")
     assert done.status != 0

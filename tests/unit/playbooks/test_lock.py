@@ -102,7 +102,7 @@ def test_only_provisioning_makes_locks_on_its_own(teams: Fleet) -> None:
     for playbook in ("plan", "check_compliance", "remove"):
         done = teams.play(playbook=playbook)
         assert "PLAY RECAP" in done.text
-        assert not (teams.folder / ".gpufleet").exists(), playbook
+        assert not (teams.folder / ".gpufleet/locks").exists(), playbook
     done = teams.play("-e", "gpufleet_batches=100%")
     assert set(locks(teams)) == {"base", "plain"}, done.text
     assert "geheim" not in done.text

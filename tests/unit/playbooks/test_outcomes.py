@@ -23,6 +23,19 @@ def test_host_is_changed_observed_again_and_ready(fleet):
     assert fleet.marks("a") == {"torch_env", "runtime_env"}
 
 
+def test_what_ready_hosts_are_like_is_kept_for_compliance_to_compare_with(fleet):
+    fleet.add("a")
+    fleet.add("b", proof="failed")
+    kept = fleet.folder / ".gpufleet/compliance/provisioned.json"
+    fleet.play("--check")
+    assert not kept.exists()
+    done = fleet.play("-e", "gpufleet_max_failed=1")
+    assert "1 of 2 hosts train-ready." in done.text
+    records = json.loads(kept.read_text(encoding="utf-8"))
+    assert list(records) == ["a"]
+    assert records["a"]["facts"]["driver.installed"] == "580.95.05"
+
+
 def test_check_mode_applies_nothing_and_predicts(fleet):
     fleet.add("a", ready=False)
     done = fleet.play("--check")
