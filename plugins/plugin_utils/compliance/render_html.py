@@ -22,6 +22,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gpufleet.workstation.plugins.module_utils._release.model import hide_credentials
+
 TEMPLATE = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
 
 OUTCOMES = ("not_ready", "unknown", "unreachable", "not_asked", "ready")
@@ -45,8 +47,6 @@ _ODD = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb"
     "\\ud800-\\udfff\\U000e0000-\\U000e007f]"
 )
-# In linear time, whatever a host makes of its megabyte: no two attempts read the same part.
-_CREDENTIALS = re.compile(r"(?<![a-z0-9+.-])([a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE)
 
 
 def html(document: dict[str, Any]) -> str:
@@ -123,7 +123,7 @@ class _Page:
 
     def _shown(self, value: Any, length: int = 0) -> str:
         length = length or self._characters
-        text = _CREDENTIALS.sub(r"\1", _ODD.sub(_visible, _plain(value)))
+        text = hide_credentials(_ODD.sub(_visible, _plain(value)))
         if len(text) <= length:
             return text
         self._cut = True
