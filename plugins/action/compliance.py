@@ -41,7 +41,7 @@ display = Display()
 
 SUMMARY_CALLBACK = "gpufleet.workstation.fleet_summary"
 """Where it is enabled, it prints the text after everything else, and this action leaves that to it."""
-REPORT = "report.json"
+REPORT, TABLE = "report.json", "report.txt"
 
 _ROLE = "gpu_compliance"
 _SHIPPED = Path(__file__).resolve().parents[2] / "roles" / _ROLE / "files/policies"
@@ -90,10 +90,11 @@ class ActionModule(ActionBase):
             _version(),
         )
         fleet = canonical.of(document)
-        reports, problems = _keep(document, fleet, folder, _report_folder(values, places, folder), values)
-        if SUMMARY_CALLBACK not in constants.config.get_config_value("CALLBACKS_ENABLED") or REPORT not in reports:
-            width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
-            display.display("\n" + render_text.text(fleet, width) + "\n")
+        width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
+        text = render_text.text(fleet, width)
+        reports, problems = _keep(document, fleet, text, folder, _report_folder(values, places, folder), values)
+        if SUMMARY_CALLBACK not in constants.config.get_config_value("CALLBACKS_ENABLED") or TABLE not in reports:
+            display.display(f"\n{text}\n")
         told = {"totals": fleet["totals"], "not_ready": _not_ready(fleet), "reports": reports}
         result.update(
             told, ansible_stats={"data": {"gpufleet_compliance": told}, "per_host": False, "aggregate": False}
@@ -195,10 +196,15 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _keep(
-    document: dict[str, Any], fleet: canonical.Canonical, folder: Path, reports: Path, values: Mapping[str, Any]
+    document: dict[str, Any],
+    fleet: canonical.Canonical,
+    text: str,
+    folder: Path,
+    reports: Path,
+    values: Mapping[str, Any],
 ) -> tuple[dict[str, str], list[str]]:
     """Write reports and history, in check mode too: they are what the run is for, and lie on no host."""
-    texts = {REPORT: json.dumps(document, ensure_ascii=False) + "\n"}
+    texts = {REPORT: json.dumps(document, ensure_ascii=False) + "\n", TABLE: f"{text}\n"}
     for name in values["gpu_compliance_formats"]:
         file, render = _FORMATS[name]
         texts[file] = render(document if name == "html" else fleet)

@@ -19,15 +19,12 @@ requirements:
   - Enabled in C(callbacks_enabled) of ansible.cfg, as it is in a checkout of the collection.
 """
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 from ansible_collections.gpufleet.workstation.plugins.module_utils._report.build import host_row, result_text
-from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance import render_text
 
 _ACTIONS = {
     "gpufleet.workstation.plan": "planned",
@@ -101,10 +98,9 @@ class CallbackModule(CallbackBase):
 
     def _read_compliance(self, result: Any) -> None:
         """Take the text of the report that was written; where none could be, the action has printed it."""
-        path = (result.get("reports") or {}).get("report.json")
+        path = (result.get("reports") or {}).get("report.txt")
         if path:
-            width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
-            self._table = render_text.text(json.loads(Path(path).read_text(encoding="utf-8")), width)
+            self._table = Path(path).read_text(encoding="utf-8").rstrip("\n")
 
 
 def _has_report(task: Any) -> bool:

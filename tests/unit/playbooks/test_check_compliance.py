@@ -110,7 +110,7 @@ def test_a_fleet_that_is_ready_passes_with_one_question_to_each_host_and_no_proo
     assert "changed=0" in done.text
     assert judged.marks("b") == set()
     assert {path.name for path in (kept(judged) / "report").iterdir()} == {
-        ".lock", "report.json", "index.html", "junit.xml", "gpufleet.prom"
+        ".lock", "report.json", "report.txt", "index.html", "junit.xml", "gpufleet.prom"
     }  # fmt: skip
     assert len(list((kept(judged) / "history").iterdir())) == 1
 

@@ -88,7 +88,7 @@ def test_reports_are_whole_and_for_their_owner_alone(judged):
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
     assert modes == {
         "report": 0o700,
-        **dict.fromkeys(("report.json", "index.html", "junit.xml", "gpufleet.prom"), 0o600),
+        **dict.fromkeys((".lock", "report.json", "report.txt", "index.html", "junit.xml", "gpufleet.prom"), 0o600),
     }
     junit = (folder / "junit.xml").read_text(encoding="utf-8")
     assert [name for name in ASKED if f'<testsuite name="{name}"' not in junit] == []
