@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def test_units_program_configuration_and_metrics_are_gone(host_named):
     host = host_named("ws-5070")
-    assert host.check_output("systemctl list-unit-files --no-legend 'gpufleet-proof*'") == ""
+    assert host.run("systemctl list-unit-files --no-legend 'gpufleet-proof*'").stdout == ""
     assert host.check_output("systemctl list-units --all --no-legend 'gpufleet-proof*'") == ""
     for path in (
         "/usr/local/libexec/gpufleet",
