@@ -307,6 +307,16 @@ def _to_number(value: Any) -> Any:
     return float(value) if "." in value else int(value)
 
 
+NOT_APPLICABLE = "not_applicable"
+"""What an observation holds in the place of a value that a card does not have."""
+
+
+def _applicable(value: Any) -> bool:
+    if value is None:
+        raise _Unfit("it is not known")
+    return bool(value != NOT_APPLICABLE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Function:
     """What expressions may call."""
@@ -318,9 +328,6 @@ class Function:
     call: Callable[..., Any] | None
     """None: the compiler knows it."""
 
-
-NOT_APPLICABLE = "not_applicable"
-"""What an observation holds in the place of a value that a card does not have."""
 
 _TEXT, _LIST, _OBJECT, _AMOUNT = ("text",), ("list",), ("object",), ("number",)
 _ORDERED = ("number", "text")
@@ -345,8 +352,8 @@ FUNCTIONS: dict[str, Function] = {
         Function(
             "applicable(x)",
             "false where the GPU says that it has no such thing; an error where x is missing or null",
-            (("boolean", "list", "number", "object", "text"),),
-            lambda value: value != NOT_APPLICABLE,
+            (("boolean", "list", "null", "number", "object", "text"),),
+            _applicable,
         ),
         Function("avg(list)", "the mean of numbers", (_LIST,), lambda v: sum(_of(_AMOUNT, v, 1)) / len(v)),
         Function("ceil(number)", "rounded up", (_AMOUNT,), math.ceil),

@@ -216,3 +216,61 @@ API int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *number,
 {
     return nvmlDeviceGetComputeRunningProcesses_v3(device, number, table);
 }
+
+/* The health of a GeForce: it has neither ECC nor spare memory nor a word on recovery; it is idle, cool and at its default limit. */
+#define UNUSED __attribute__((unused))
+#define LACKS(name, ...) \
+    API int name(void *device, __VA_ARGS__) \
+    { \
+        FOR_GPU(one, device); \
+        return NOT_SUPPORTED; \
+    }
+
+LACKS(nvmlDeviceGetEccMode, UNUSED unsigned *now, UNUSED unsigned *next)
+LACKS(nvmlDeviceGetTotalEccErrors, UNUSED unsigned kind, UNUSED unsigned counter, UNUSED unsigned long long *errors)
+LACKS(nvmlDeviceGetSramEccErrorStatus, UNUSED void *status)
+LACKS(nvmlDeviceGetRetiredPages, UNUSED unsigned cause, UNUSED unsigned *number, UNUSED unsigned long long *pages)
+LACKS(nvmlDeviceGetRetiredPagesPendingStatus, UNUSED unsigned *pending)
+LACKS(nvmlDeviceGetRemappedRows, UNUSED unsigned *corrected, UNUSED unsigned *uncorrected, UNUSED unsigned *pending, UNUSED unsigned *failure)
+LACKS(nvmlDeviceGetFieldValues, UNUSED int number, UNUSED void *values)
+
+API int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *reasons)
+{
+    FOR_GPU(one, device);
+    *reasons = 1; /* idle */
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetTemperature(void *device, unsigned sensor, unsigned *celsius)
+{
+    FOR_GPU(one, device);
+    (void)sensor;
+    *celsius = 36;
+    return SUCCESS;
+}
+
+enum { MILLIWATTS = 250000 };
+
+API int nvmlDeviceGetPowerManagementLimit(void *device, unsigned *milliwatts)
+{
+    FOR_GPU(one, device);
+    *milliwatts = MILLIWATTS;
+    return SUCCESS;
+}
+API int nvmlDeviceGetPowerManagementDefaultLimit(void *device, unsigned *milliwatts)
+{
+    return nvmlDeviceGetPowerManagementLimit(device, milliwatts);
+}
+API int nvmlDeviceGetPowerManagementLimitConstraints(void *device, unsigned *least, unsigned *most)
+{
+    *least = MILLIWATTS / 2;
+    return nvmlDeviceGetPowerManagementLimit(device, most);
+}
+API int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts)
+{
+    FOR_GPU(one, device);
+    *milliwatts = MILLIWATTS / 20;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetBAR1MemoryInfo(void *device, struct memory *memory) { return nvmlDeviceGetMemoryInfo(device, memory); }
