@@ -41,7 +41,8 @@ display = Display()
 
 SUMMARY_CALLBACK = "gpufleet.workstation.fleet_summary"
 """Where it is enabled, it prints the text after everything else, and this action leaves that to it."""
-REPORT, TABLE = "report.json", "report.txt"
+REPORT = "report.json"
+TABLE = "report.txt"
 
 _ROLE = "gpu_compliance"
 _SHIPPED = Path(__file__).resolve().parents[2] / "roles" / _ROLE / "files/policies"
