@@ -96,12 +96,15 @@ def test_reports_are_whole_and_for_their_owner_alone(judged):
 
 
 def test_a_second_run_says_since_when(judged, play, tmp_path):
-    options = ["-e", f"gpufleet_hosts={','.join(BROKEN)}", "--check", "-e", f"gpu_compliance_directory={tmp_path}"]
+    hosts = ",".join([*READY, *BROKEN])
+    options = ["-e", f"gpufleet_hosts={hosts}", "--check", "-e", f"gpu_compliance_directory={tmp_path}"]
     again = play(CHECK, *options)
     assert again.returncode == 2, again.stdout + again.stderr
-    hosts = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["hosts"]
-    assert {host["name"]: host["since"] for host in hosts} == {name: judged[1][name]["since"] for name in BROKEN}
-    assert not any(host["drift"]["since_last"] for host in hosts)
+    told = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["hosts"]
+    assert {host["name"]: host["since"] for host in told} == {
+        name: judged[1][name]["since"] for name in [*READY, *BROKEN]
+    }
+    assert not any(host["drift"]["since_last"] for host in told)
 
 
 def test_limit_leaves_hosts_out_but_not_of_the_count(play, tmp_path):

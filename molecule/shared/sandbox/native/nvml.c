@@ -168,7 +168,7 @@ API int nvmlDeviceGetMaxPcieLinkWidth(void *device, unsigned *value)
 API int nvmlDeviceGetPersistenceMode(void *device, unsigned *value)
 {
     FOR_GPU(one, device);
-    *value = 0;
+    *value = 1;
     return SUCCESS;
 }
 
