@@ -158,8 +158,8 @@ def _owner(host: Host, gpus: t.Sequence[Gpu]) -> _Owner | None:
 
 
 def _refuse_missing_gpus(host: Host, wanted: Desired, notes: Notes) -> None:
-    """A host whose GPUs are not all there is not planned from what is left."""
-    if wanted.driver.state == "absent" or not {"driver", "proof"} & set(wanted.steps):
+    """A host whose GPUs are not all there is not planned from what is left: whatever the steps are, a proof follows them."""
+    if wanted.driver.state == "absent" or not wanted.steps:
         return
     missing = host.missing_gpus(wanted.driver.gpus_exclude)
     if missing and wanted.driver.accept_missing_gpus:

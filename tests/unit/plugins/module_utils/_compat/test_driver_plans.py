@@ -575,11 +575,21 @@ def test_what_is_kept_of_another_publisher_gets_no_repository_and_nothing_beside
     assert "freeze" in ids(plan)
 
 
-def test_a_proof_alone_does_not_pass_on_the_gpus_that_are_left(full: Make, driven: Make) -> None:
+@pytest.mark.parametrize("step", ["driver", "torch", "runtime", "proof"])
+@pytest.mark.parametrize("exclude", [[], ["0000:99:00.0"]])
+def test_no_step_passes_on_the_gpus_that_are_left_for_each_ends_with_a_proof(
+    full: Make, driven: Make, step: str, exclude: list[str]
+) -> None:
+    observation = full(RTX_3090, **driven("580.105.08"))
+    observation["health"] = {"missing_gpus": [{"text": MISSING, "pci_address": "0000:41:00.0"}]}
+    desired = {"steps": [step], "driver": {"gpus_exclude": exclude}}
+    assert "gpu_missing" in [row["code"] for row in resolve(observation, desired)["refusals"]]
+
+
+def test_an_empty_list_of_steps_only_looks(full: Make, driven: Make) -> None:
     observation = full(RTX_3090, **driven("580.105.08"))
     observation["health"] = {"missing_gpus": [{"text": MISSING}]}
-    assert "gpu_missing" in [row["code"] for row in resolve(observation, {"steps": ["proof"]})["refusals"]]
-    assert resolve(observation, {"steps": ["runtime"]})["feasible"]
+    assert resolve(observation, {"steps": []})["feasible"]
 
 
 # ---- what is there is less than it seems --------------------------------------------------------------------------------
