@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -127,6 +128,7 @@ class ActionModule(ActionBase):
 def _engine() -> tuple[ModuleType, ModuleType]:
     """Import what needs jmespath, which Ansible itself does not bring."""
     try:
+        importlib.import_module("jmespath")
         from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance import evaluate, policies
     except ImportError as error:
         if error.name != "jmespath":

@@ -66,9 +66,8 @@ from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import
 from ansible_collections.gpufleet.workstation.plugins.module_utils._release import bundle
 
 ENTRY = f"""
-import sys
 from {timer.__name__} import main
-sys.exit(main())
+raise SystemExit(main())
 """
 
 

@@ -18,8 +18,7 @@ import sys
 import time
 from typing import Any, Callable, Mapping, NamedTuple
 
-# observe imports NVML late; the program is made of what is imported when it is packed.
-from .._probe import health, nvml, observe, system  # noqa: F401
+from .._probe import health, nvml, observe, system
 from .._probe.host import Host, Unreadable
 from .._report import metrics
 from . import judge, runner, stamp
@@ -28,6 +27,7 @@ CONFIGURATION = "/etc/gpufleet/proof.json"
 SCHEMA = 1
 TEXTFILE = "gpufleet_host.prom"
 
+_LATE = (nvml,)  # observe imports it late, and the program is made of what is imported when it is packed
 _RENEWED_AT = 0.75  # of the greatest age: a GPU that is busy then has a quarter of it left to become idle
 _PACKAGES_LIMIT, _POLL = 600, 5  # seconds
 _QUIET = 30  # seconds without a change, after which a change of packages is over
@@ -151,11 +151,12 @@ def tick(
     settings: Settings,
     run: Callable[..., dict[str, Any]] = runner.prove,
     look: Callable[[Host, observe.Request], dict[str, Any]] = observe.observe,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.time,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Prove what has to be proven and can be now, then write the metrics, whatever came of that. Raises OSError."""
+    say = say or _say
     request = observe.Request(root=settings.root, environments=[row.name for row in settings.environments])
     try:
         who = wait_for_packages(host, clock, pause)
@@ -322,15 +323,22 @@ def write_metrics(host: Host, settings: Settings, rows: list[Seen], observation:
         os.close(folder)
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _end(*_arguments: Any) -> None:
+    """At systemd's time limit: end what runs, and write the metrics."""
+    raise SystemExit(1)
+
+
 def main(host: Host | None = None) -> int:
     """Run once; the status of the process."""
     host = host or Host()
-    signal.signal(
-        signal.SIGTERM, lambda *_arguments: sys.exit(1)
-    )  # systemd's time limit: end what runs, write the metrics
+    signal.signal(signal.SIGTERM, _end)
     try:
         tick(host, read_settings(host))
     except (Unusable, OSError, Unreadable) as error:
-        print(f"gpufleet-proof: {error}", file=sys.stderr)
+        sys.stderr.write(f"gpufleet-proof: {error}\n")
         return 1
     return 0

@@ -8,9 +8,12 @@ import io
 import sys
 import zipfile
 
-# Where a proof begins they are imported too late to be packed, and both programs prove.
-from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import driver_kernel, torch_checks  # noqa: F401
+from ansible_collections.gpufleet.workstation.plugins.module_utils._proof import driver_kernel, torch_checks
 
+_LATE = (
+    driver_kernel,
+    torch_checks,
+)  # where a proof begins they are imported too late to be packed, and both programs prove
 PACKAGE = "ansible_collections.gpufleet.workstation.plugins.module_utils"
 
 

@@ -28,8 +28,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jmespath.parser import Parser
-
 MAX_LENGTH = 4096
 """Bytes of an expression."""
 MAX_DEPTH = 40
@@ -90,6 +88,8 @@ class Compiled:
 @functools.lru_cache(maxsize=2048)
 def compile_expression(text: str) -> Compiled:
     """Return the expression of a text; raises ExpressionError where it could not mean what it says."""
+    from jmespath.parser import Parser  # Ansible does not bring it, and only who compiles needs it
+
     if not isinstance(text, str) or not text.strip():
         raise ExpressionError("the expression is empty")
     if len(text.encode("utf-8", "replace")) > MAX_LENGTH:
@@ -157,7 +157,7 @@ _KINDS = {type(None): "null", bool: "boolean", int: "number", str: "text", list:
 
 def _kind(value: Any) -> str:
     kind = _KINDS.get(type(value))
-    if kind is None and type(value) is float and math.isfinite(value):
+    if kind is None and isinstance(value, float) and math.isfinite(value):
         return "number"
     return kind or f"a value of the type {type(value).__name__}"
 

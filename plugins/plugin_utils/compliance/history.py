@@ -168,7 +168,9 @@ def _checked(head: Any, path: Path) -> dict[str, Any]:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(type(number) is int for number in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(number, int) and not isinstance(number, bool) for number in value.values()
+    )
 
 
 def _document(path: Path) -> dict[str, Any]:
