@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Iterable, Mapping, Sequence
 
 from . import driver, sysfs, system
-from .host import Host, Unreadable
+from .host import Host
 
 SILENT = "the PCI bus still lists it, but it reads as 0xffff"
 PATH = "/var/lib/gpufleet/gpus.json"
@@ -127,13 +127,13 @@ def missing_now(host: Host, shown: Sequence[Gpu]) -> list[dict[str, Any]]:
 
 
 def remembered(host: Host, proven: Sequence[Gpu], at: str, boot_id: str) -> dict[str, Any]:
-    """What to keep at PATH after a proof of these GPUs has passed: those, and the others that were remembered and still are there."""
+    """What to keep at PATH after a proof of these GPUs has passed: those, and the others that were remembered and still are there.
+
+    Raises ValueError and Unreadable where what was remembered cannot be read: a GPU that is lost would be forgotten.
+    """
     on_bus = {gpu["pci_address"]: gpu for gpu in sysfs.pci_gpus(host, []) or []}
     rows = [{**on_bus.get(gpu["pci_address"], {}), **gpu} for gpu in proven]
     addresses = {gpu["pci_address"] for gpu in proven}
-    try:
-        before = absent(read(host, driver.journal(host))["gpus"], rows)
-    except (ValueError, Unreadable):  # what cannot be read is replaced
-        before = []
+    before = absent(read(host, driver.journal(host))["gpus"], rows)
     gone = absent(before, [gpu for address, gpu in on_bus.items() if address not in addresses])
     return document([*rows, *(gpu for gpu in before if gpu not in gone)], at, boot_id)

@@ -435,7 +435,14 @@ def write(host: Host, stamp: Document) -> None:
     trust(host, FOLDER, "directory", stat.S_ISDIR)
     gpus = [gpu for gpu in stamp["gpus"] if gpu["verdict"] == "passed"]
     if stamp["verdict"] == "passed" and gpus:  # one that is gone later is missing, not absent
-        _put(host, expected.PATH, expected.remembered(host, gpus, stamp["proven_at"], stamp["boot_id"]))
+        try:
+            memory = expected.remembered(host, gpus, stamp["proven_at"], stamp["boot_id"])
+        except (ValueError, Unreadable) as error:
+            raise NoStamp(
+                f"which GPUs the host should have cannot be read from {expected.PATH} ({error}); delete it if those that are"
+                " there are all"
+            ) from error
+        _put(host, expected.PATH, memory)
     _put(host, path, stamp)
 
 

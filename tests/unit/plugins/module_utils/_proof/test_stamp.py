@@ -415,6 +415,16 @@ def test_the_gpus_that_passed_are_remembered_with_when(host: Host) -> None:
     assert os.stat(host.root + expected.PATH).st_mode & 0o777 == 0o644
 
 
+def test_no_stamp_is_written_where_nobody_can_tell_which_gpus_the_host_should_have(host: Host) -> None:
+    stamp.write(host, stamped())
+    Path(host.root + expected.PATH).write_text("{")
+    stamp.forget(host, "base")
+    with pytest.raises(stamp.NoStamp, match="delete it if those that are there are all"):
+        stamp.write(host, stamped())
+    assert Path(host.root + expected.PATH).read_text() == "{"
+    assert stamp.read(host, "base") is None
+
+
 @pytest.mark.parametrize(
     "document", [stamped(WRONG), stamped(level="static"), stamped(BUSY)], ids=["failed", "static", "busy"]
 )
