@@ -40,6 +40,7 @@ from .host import Host, reason
 
 SCHEMA = 1
 _FOREIGN_LIMIT = 5.0  # seconds
+_ENVIRONMENTS_LIMIT = 2.0  # seconds
 # Any of these means that a driver is there to be asked. Without them NVML would try to load the module, and we only read.
 _DRIVER_TRACES = ("/sys/module/nvidia", "/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 _LOG_LIMIT = 4.0  # seconds
@@ -219,7 +220,12 @@ def _os(host: Host, release: dict[str, Any], manager: str | None, notes: _Notes)
 
 def _breaking(host: Host, seen: dict[str, Any], notes: _Notes) -> list[dict[str, Any]]:
     computing = [process for process in seen["driver"]["processes"] or [] if process["kind"] == "compute"]
-    return breaking.system_wide(host, notes.unknown) + breaking.of_processes(host, computing)
+    rows = breaking.system_wide(host, notes.unknown)
+    if not computing:
+        return rows
+    # Of a process that hangs in the driver, the kernel may keep who reads its environment waiting.
+    asked = child.start(lambda: breaking.of_processes(host, computing), _ENVIRONMENTS_LIMIT)
+    return rows + (notes.attempt("runtime.breaking[processes]", asked.answer) or [])
 
 
 def _driver(

@@ -144,7 +144,15 @@ def _value(host: Host, path: str) -> str:
 
 
 def _answers(host: Host, folder: str) -> bool:
-    """Whether the device is still there: /sys goes on showing what it was, but its configuration space then reads as all ones."""
+    """Whether the device is still there: /sys goes on showing what it was, but its configuration space then reads as all ones.
+
+    One that sleeps, as in a laptop with two, is left to sleep: reading would wake it, or read as all ones though nothing is wrong.
+    """
+    if (
+        _value(host, f"{folder}/power/runtime_status") == "suspended"
+        or _value(host, f"{folder}/power_state") == "D3cold"
+    ):
+        return True
     try:
         with host.open(f"{folder}/config") as file:
             return file.read(2) != b"\xff\xff"

@@ -172,5 +172,5 @@ def test_a_proof_that_passed_is_remembered_with_the_others_that_are_still_there(
 def test_a_memory_that_cannot_be_read_is_not_replaced_for_a_lost_gpu_would_be_forgotten(proven_host):
     proven_host.file("/var/lib/gpufleet/gpus.json", "{")
     proven = [{"pci_address": "0000:01:00.0", "uuid": "a", "name": "RTX 5070"}]
-    with pytest.raises(ValueError, match="JSON|property name"):
+    with pytest.raises(ValueError, match="property name"):
         expected.remembered(proven_host.host(), proven, FELL, "x")

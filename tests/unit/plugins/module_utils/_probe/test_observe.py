@@ -10,7 +10,7 @@ import time
 
 import pytest
 from ansible_collections.gpufleet.workstation.plugins.module_utils._compat import pci_ids
-from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import health, libcuda, nvml
+from ansible_collections.gpufleet.workstation.plugins.module_utils._probe import breaking, health, libcuda, nvml
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.host import Host, Unreadable
 from ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe import Request, observe
 from hypothesis import HealthCheck, given, settings
@@ -606,6 +606,19 @@ def test_what_harms_cuda_is_told_of_files_and_of_those_who_compute(debian, answe
         ("/etc/profile.d/cuda.sh", "CUDA_VISIBLE_DEVICES", "0"),
         ("process 812 (python)", "CUDA_LAUNCH_BLOCKING", None),
     ]
+
+
+def test_a_process_that_hangs_in_the_driver_holds_nobody_who_looks_at_its_environment(debian, answers, monkeypatch):
+    answers["nvml"] = _nvml({**RTX_5070, "compute_pids": [812]})
+    debian.gpu(driver="nvidia").loaded().process(812, "python")
+    debian.file("/etc/profile.d/cuda.sh", "export CUDA_VISIBLE_DEVICES=0\n")
+    monkeypatch.setattr(breaking, "of_processes", lambda _host, _processes: time.sleep(60))
+    monkeypatch.setattr(
+        "ansible_collections.gpufleet.workstation.plugins.module_utils._probe.observe._ENVIRONMENTS_LIMIT", 0.2
+    )
+    seen = observe(debian.host(), Request())
+    assert [row["name"] for row in seen["runtime"]["breaking"]] == ["CUDA_VISIBLE_DEVICES"]
+    assert "runtime.breaking[processes]" in [row["what"] for row in seen["unknown"]]
 
 
 FELL_OFF = (

@@ -132,3 +132,13 @@ def test_a_module_is_loaded_when_sys_shows_its_state(tree):
     assert sysfs.module_loaded(host, "nouveau")
     assert not sysfs.module_loaded(host, "nova_core")
     assert not sysfs.module_loaded(host, "kvm")
+
+
+@pytest.mark.parametrize(
+    ("asleep", "answers"),
+    [({}, False), ({"power_state": "D3cold"}, True), ({"power/runtime_status": "suspended"}, True)],
+)
+def test_a_gpu_that_sleeps_is_left_to_sleep_and_is_not_lost(tree, asleep, answers):
+    tree.gpu(**asleep).file("/sys/bus/pci/devices/0000:01:00.0/config", b"\xff\xff\xff\xff")
+    (found,) = sysfs.pci_gpus(tree.host(), [])
+    assert found["answers"] is answers
