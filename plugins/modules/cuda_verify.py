@@ -140,6 +140,7 @@ options:
         environment is executed then.
       - Whether the release's files are intact is not looked at; M(gpufleet.workstation.gpu_info) does that.
       - V(0) proves anew.
+      - What the driver logged since (Xids) is not looked at here; M(gpufleet.workstation.plan) does, and plans a new proof.
     type: int
     default: 0
     version_added: 0.2.0
@@ -254,7 +255,7 @@ environments:
           empty, and of torch there is only the version.
       type: bool
     proven_at:
-      description: When the proof ended, by the host's clock, in UTC.
+      description: When the proof began, by the host's clock, in UTC. What the driver logs from then on is news.
       type: str
       sample: "2026-11-22T19:00:00Z"
     reason:

@@ -269,10 +269,10 @@ def uncovered(document: Any, name: str, now: Mapping[str, Any], level: str, max_
 
 
 def error_since(events: Iterable[Mapping[str, Any]], proven_at: str) -> str | None:
-    """What the driver logged since a proof, if it says that something is wrong with a GPU rather than with a program."""
+    """What the driver logged since a proof began, if it says that something is wrong with a GPU rather than with a program."""
     for event in events:
         grave = event.get("this_boot") and event.get("action") not in ("ignore", "restart_app")
-        if grave and str(event.get("last_at") or "") > proven_at:
+        if grave and str(event.get("last_at") or "") >= proven_at:
             return f"since its proof: Xid {event.get('number')} ({event.get('title')}) at {event.get('pci_address')}"
     return None
 
@@ -548,9 +548,10 @@ def prove(
         for number in todo:
             with contextlib.suppress(NoStamp):  # what cannot be a name has no stamp
                 forget(host, environments[number]["name"])
+    began = system.utc(clock())  # what the driver logs from here on may be of what is proven here
     proven = run([environments[number] for number in todo], **options)["environments"] if todo else []
     for number, one in zip(todo, proven):
-        results[number] = {**one, "stamped": False, "proven_at": system.utc(clock())}
+        results[number] = {**one, "stamped": False, "proven_at": began}
         if keep:
             why = _kept(host, environments[number], results[number], seen[number], options)
             if why:

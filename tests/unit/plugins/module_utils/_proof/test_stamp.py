@@ -383,6 +383,18 @@ def test_what_was_proven_is_kept_and_not_run_again(host: Host) -> None:
     assert prover.warnings == []
 
 
+def test_what_the_driver_logs_while_something_is_proven_ends_the_trust_in_the_proof(host: Host) -> None:
+    clock = iter(range(1763838000, 1763838600, 60)).__next__
+    result = stamp.prove(
+        Prover(host), [ENVIRONMENT], OPTIONS, keep=True, max_age=0, warn=lambda _text: None, host=host, clock=clock
+    )
+    proven_at = result["environments"][0]["proven_at"]
+    assert proven_at == "2025-11-22T19:00:00Z", "not when it began"
+    event = {"this_boot": True, "action": "reset", "number": 48, "title": "memory error", "pci_address": "0000:01:00.0"}
+    assert stamp.error_since([{**event, "last_at": "2025-11-22T19:00:00Z"}], proven_at)
+    assert stamp.error_since([{**event, "last_at": "2025-11-22T18:59:59Z"}], proven_at) is None
+
+
 def test_a_kept_verdict_is_complete_and_readable_by_everybody(host: Host) -> None:
     previous = os.umask(0o077)
     try:
