@@ -138,7 +138,8 @@ def _text(value: Any, longest: int = _TEXT) -> str:
     if value is None or isinstance(value, str):
         return _line(value or "", longest)
     if isinstance(value, list) and value and all(isinstance(each, (str, int)) for each in value):
-        return _cut(", ".join(_text(each, longest) for each in value), longest)
+        told = ", ".join(_text(each, longest) for each in value)
+        return _cut(told.replace("., ", ". "), longest)  # some are sentences
     return _cut(clean(json.dumps(value, ensure_ascii=False, sort_keys=True)), longest)
 
 
