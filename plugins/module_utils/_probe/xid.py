@@ -88,6 +88,9 @@ def _journal(host: Host, time_limit: float) -> Iterable[Line] | None:
     except child.NoAnswer as error:
         if error.status != _JOURNAL_NOTHING:
             raise
+        # Its status where it cannot search at all is the same.
+        if "-PCRE2" in host.run(("journalctl", "--version"), time_limit):
+            raise Unreadable("journalctl was built without PCRE2 and cannot search") from None
         return ()
 
 

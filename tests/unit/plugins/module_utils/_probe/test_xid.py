@@ -163,9 +163,22 @@ def _failing(error):
     return run
 
 
-def test_a_journal_without_such_a_message_is_no_error(logged):
-    nothing = child.NoAnswer("the command ended with status 1", 1)
-    assert logged("", "", run=_failing(nothing)) == {"events": [], "unknown": []}
+@pytest.mark.parametrize(
+    ("version", "unknown"),
+    [
+        ("systemd 255\n+PAM +PCRE2 +ZSTD\n", []),
+        ("systemd 255\n+PAM -PCRE2 +ZSTD\n", ["the journal: journalctl was built without PCRE2 and cannot search"]),
+    ],
+)
+def test_a_journal_without_such_a_message_is_no_error_and_one_that_cannot_search_is_not_empty(logged, version, unknown):
+    def run(argv, time_limit):
+        if argv[1] == "--version":
+            return version
+        raise child.NoAnswer("the command ended with status 1", 1)
+
+    found = logged("", "", run=run)
+    assert found["events"] == []
+    assert [row["why"] for row in found["unknown"]] == unknown
 
 
 def test_a_journal_that_gives_no_answer_costs_its_part(logged):
