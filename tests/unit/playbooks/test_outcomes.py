@@ -34,6 +34,17 @@ def test_what_ready_hosts_are_like_is_kept_for_compliance_to_compare_with(fleet)
     records = json.loads(kept.read_text(encoding="utf-8"))
     assert list(records) == ["a"]
     assert records["a"]["facts"]["driver.installed"] == "580.95.05"
+    done = fleet.play("--limit", "b", "-e", "gpufleet_max_failed=1")
+    assert json.loads(kept.read_text(encoding="utf-8")) == records  # hosts that a run leaves out keep theirs
+
+
+def test_a_record_that_cannot_be_written_is_a_warning_and_hosts_are_ready_all_the_same(fleet):
+    fleet.add("a")
+    (fleet.folder / ".gpufleet/compliance").touch()
+    done = fleet.play()
+    assert done.status == 0, done.text
+    assert "1 of 1 hosts train-ready." in done.text
+    assert "Compliance will not be able to tell what changed since this run" in done.text
 
 
 def test_check_mode_applies_nothing_and_predicts(fleet):
