@@ -117,10 +117,12 @@ options:
       - The burn may take O(burn_seconds) and C(torch.compile), most of which is work of the CPU, 60 s longer.
     type: int
     default: 60
+    version_added: 0.4.0
   burn_seconds:
     description: Seconds for which level V(stress) loads the GPUs.
     type: int
     default: 60
+    version_added: 0.4.0
   stamp:
     description:
       - Keep the verdict of each environment on the host, in C(/var/lib/gpufleet/proof/<name>.json), with everything that it holds
@@ -129,9 +131,10 @@ options:
       - The GPUs that passed are remembered in C(/var/lib/gpufleet/gpus.json). One that is gone later is missing, for this module and for
         M(gpufleet.workstation.gpu_info). Where O(gpus) names those that count, what is gone is forgotten.
       - A stamp is no change of the host.
+      - With V(false) none is written, but a failure deletes the one that is there, in which it is no longer believed.
     type: bool
     default: false
-    version_added: 0.2.0
+    version_added: 0.4.0
   max_age:
     description:
       - Hours. A verdict that was kept (O(stamp)) and is younger than this is returned as it is, where it V(passed) at O(level) or above and
@@ -143,7 +146,7 @@ options:
       - What the driver logged since (Xids) is not looked at here; M(gpufleet.workstation.plan) does, and plans a new proof.
     type: int
     default: 0
-    version_added: 0.2.0
+    version_added: 0.4.0
   fail_on_verdict:
     description:
       - Whether the task fails when the verdict is V(failed). It never fails because of V(not_run).
@@ -480,7 +483,15 @@ def main() -> None:
     alone = stamp.alone(Host(), PATIENCE) if os.geteuid() == 0 else contextlib.nullcontext()
     try:
         with alone:
-            result = stamp.prove(_prove, environments, options, keep, parameters["max_age"], module.warn)
+            result = stamp.prove(
+                _prove,
+                environments,
+                options,
+                keep,
+                parameters["max_age"],
+                module.warn,
+                doubt=os.geteuid() == 0 and not module.check_mode,
+            )
     except stamp.NotAlone as error:
         module.fail_json(msg=f"cuda_verify: nothing was proven: {error}. Run again when it has ended.")
     except OSError as error:

@@ -87,11 +87,17 @@ def _covered(host: Host, environment: dict[str, t.Any], wanted: Desired, missing
     }
     level, max_age = wanted.proof["level"], wanted.proof["max_age"]
     verdict = seen.get("verdict") or {}
-    why = stamp.uncovered(verdict, name, now, level, max_age) or _error_since(host, verdict["proven_at"], wanted)
+    least = stamp.uncovered(verdict, name, now, "static", max_age)
+    error = None if least else _error_since(host, verdict["proven_at"], wanted)
+    why = stamp.uncovered(verdict, name, now, level, max_age) or error
     if why is None:
         environment["stamped"] = stamp.as_result(verdict, level)
-    elif missing and stamp.uncovered(verdict, name, now, "static", max_age) is None:
-        environment["stamped"] = {**stamp.as_result(verdict, level), "reason": missing[0], "remedy": missing[1]}
+    elif missing and least is None:
+        # After an error of a GPU nothing counts that was computed on it, and of a burn that was too short the burn does not.
+        kept = "static" if error else "full" if verdict["level"] == level == "stress" else verdict["level"]
+        told = stamp.as_result({**verdict, "level": kept, "gpus": [] if error else verdict["gpus"]}, level)
+        reason = f"{error}; it is not proven anew now: {missing[0]}" if error else missing[0]
+        environment["stamped"] = {**told, "reason": reason, "remedy": missing[1]}
     else:
         return why
     return None

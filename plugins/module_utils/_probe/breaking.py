@@ -28,7 +28,7 @@ _FILES = 200  # in one folder
 _ASSIGNMENT = r"[A-Za-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[^\s;&#\"'])*"
 # Assignments that last, alone or after export; what stands before a command is set for that command alone.
 _SHELL = re.compile(
-    rf"(?:^|[;&]|\bthen\b|\belse\b)\s*(?:(?:export|typeset|declare|readonly)\s+(?:-\w+\s+)*)?"
+    rf"(?:^|[;&]|\bthen\b|\belse\b)[ \t]*(?:(?:export|typeset|declare|readonly)\s+(?:-\w+\s+)*)?"
     rf"({_ASSIGNMENT}(?:[ \t]+{_ASSIGNMENT})*)[ \t]*(?=$|[;&#])",
     re.MULTILINE,
 )

@@ -530,9 +530,11 @@ def prove(
     warn: Callable[[str], None],
     host: Host | None = None,
     clock: Callable[[], float] = time.time,
+    doubt: bool = False,
 ) -> dict[str, Any]:
     """`run` (runner.prove, with its `options`) what no stamp younger than `max_age` hours covers, and `keep` what comes of it.
 
+    With `doubt` a failure deletes the stamp although nothing is kept: what an earlier proof said is no longer so.
     Raises OSError where a stamp that is to go cannot be deleted: nothing is proven then.
     """
     host = host or Host()
@@ -552,6 +554,9 @@ def prove(
     proven = run([environments[number] for number in todo], **options)["environments"] if todo else []
     for number, one in zip(todo, proven):
         results[number] = {**one, "stamped": False, "proven_at": began}
+        if doubt and one["verdict"] == "failed":
+            with contextlib.suppress(NoStamp):
+                forget(host, one["name"])
         if keep:
             why = _kept(host, environments[number], results[number], seen[number], options)
             if why:

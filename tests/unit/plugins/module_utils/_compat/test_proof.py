@@ -166,6 +166,24 @@ def test_as_soon_as_more_can_be_proven_it_is(proven: dict[str, Any]) -> None:
     assert why(proven) == "level quick is wanted, level static was proven (gpu.copy: in use by x)"
 
 
+def test_an_error_of_a_gpu_counts_on_a_busy_host_too(proven: dict[str, Any]) -> None:
+    proven["driver"]["processes"] = [JOB]
+    event = {"this_boot": True, "action": "reset", "number": 48, "title": "memory error", "pci_address": "0000:01:00.0"}
+    proven["health"] = {**proven.get("health", {}), "xid": [{**event, "last_at": "2026-11-22T18:59:59Z"}]}
+    proven["environments"][0]["verdict"]["proven_at"] = "2026-11-22T18:00:00Z"
+    stamped = resolve(proven)["environments"][0]["stamped"]
+    assert (stamped["verdict"], stamped["proven"], stamped["gpus"]) == ("not_run", "static", [])
+    assert stamped["reason"].startswith("since its proof: Xid 48 (memory error)")
+    assert stamped["reason"].endswith("the GPU is in use by python (4711)")
+
+
+def test_a_burn_that_was_too_short_does_not_count_on_a_busy_host_either(proven: dict[str, Any]) -> None:
+    proven["driver"]["processes"] = [JOB]
+    proven["environments"][0]["verdict"].update(level="stress", asked="stress", burn_seconds=10)
+    stamped = resolve(proven, {"proof": {"level": "stress"}})["environments"][0]["stamped"]
+    assert (stamped["verdict"], stamped["proven"]) == ("not_run", "full")
+
+
 def test_a_busy_host_whose_proof_is_worthless_is_proven_as_far_as_it_can(proven: dict[str, Any]) -> None:
     proven["driver"]["processes"] = [JOB]
     proven["os"]["boot_id"] = "another boot"

@@ -395,6 +395,16 @@ def test_what_the_driver_logs_while_something_is_proven_ends_the_trust_in_the_pr
     assert stamp.error_since([{**event, "last_at": "2025-11-22T18:59:59Z"}], proven_at) is None
 
 
+@pytest.mark.parametrize(("doubt", "left"), [(True, False), (False, True)])
+def test_a_failure_of_which_nothing_is_kept_ends_what_was_believed_before(host: Host, doubt: bool, left: bool) -> None:
+    Prover(host).prove()
+    failing = Prover(host, looks=False, verdict="failed")
+    failing.prove(keep=False, max_age=0, doubt=doubt)
+    assert (stamp.read(host, "base") is not None) is left
+    Prover(host, looks=False).prove(keep=False, max_age=0, doubt=doubt)
+    assert (stamp.read(host, "base") is not None) is left, "only a failure does"
+
+
 def test_a_kept_verdict_is_complete_and_readable_by_everybody(host: Host) -> None:
     previous = os.umask(0o077)
     try:
