@@ -131,6 +131,18 @@ def test_the_whole_inventory_counts_and_nothing_that_is_not_known_is_ready(judge
     assert "2 of 5 hosts could not be observed: gone, mute" in done.text
 
 
+@pytest.mark.parametrize("options", [(), ("-e", "gpufleet_prove=true")])
+def test_the_first_host_of_a_limit_that_is_gone_keeps_nobody_from_being_judged(judged, options):
+    for name in ("a", "b", "c"):
+        judged.add(name)
+    (judged.folder / "a/dead").touch()
+    done = judged.play("--limit", "a,b", *options, playbook="check_compliance")
+    assert done.status == 2, done.text
+    assert outcomes(judged) == {"a": "unreachable", "b": "ready", "c": "not_asked"}
+    assert "1 of 3 hosts could not be observed: a" in done.text
+    assert judged.was_asked("b", "proof.json") is bool(options)
+
+
 def test_hosts_that_limit_leaves_out_do_not_fail_the_run(judged):
     judged.add("a")
     judged.add("b")
