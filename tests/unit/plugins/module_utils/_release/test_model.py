@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,10 @@ def test_credentials_are_hidden(text: str, shown: str) -> None:
 @pytest.mark.parametrize("names", [[], ["releases"], ["bin", "stamps", "notes.txt"], [".current.7"], ["runtime.env"]])
 def test_an_environment_of_ours_is_not_foreign_however_unfinished(names: list[str]) -> None:
     assert not model.is_foreign(names)
+
+
+@pytest.mark.parametrize("part", ["a", "a:", "://", "a://", "https://a", "https://u:p@"])
+def test_credentials_of_a_megabyte_are_hidden_at_once(part: str) -> None:
+    started = time.perf_counter()
+    model.hide_credentials(part * (1_000_000 // len(part)))
+    assert time.perf_counter() - started < 5
