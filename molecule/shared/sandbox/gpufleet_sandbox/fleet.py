@@ -159,7 +159,7 @@ def start_hosts(settings: Settings, names: list[str], tags: dict[str, str], fres
             ["--hostname", name, "--network-alias", name, "--systemd=always", "--privileged", "--log-driver=none"],
             ["/usr/bin/python3", "-I", images.SIMULATOR, "init"],
         )
-        podman.podman("cp", "--archive=false", "-", f"{container}:/", data=overlay)
+        podman.unpack(overlay, container)
         podman.podman("start", container)
         booting.append(name)
     if booting:

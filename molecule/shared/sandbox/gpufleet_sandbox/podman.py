@@ -42,6 +42,20 @@ def podman(*arguments: str, data: bytes | None = None, check: bool = True) -> st
     return run("podman", *arguments, data=data, check=check, env={"CONTAINERS_CONF": str(configuration())})
 
 
+def unpack(archive: bytes, container: str) -> None:
+    """Unpack a tar archive at the root of a container that does not run yet.
+
+    Tried three times: podman 4.3's own helper ends early now and then, with "broken pipe".
+    """
+    for last in (False, False, True):
+        try:
+            podman("cp", "--archive=false", "-", f"{container}:/", data=archive)
+            return
+        except SandboxError:
+            if last:
+                raise
+
+
 def containers() -> dict[str, dict[str, Any]]:
     """The sandbox's containers by name, whichever checkout made them."""
     found = json.loads(podman("ps", "--all", "--format", "json", "--filter", f"label={LABEL}") or "[]")
