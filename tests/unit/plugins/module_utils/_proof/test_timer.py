@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ class Machine:
 
     def reboot(self) -> None:
         (self.root / "proc/sys/kernel/random/boot_id").write_text("boot-2\n")
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """The program is a process of its own, and keeps what it does with signals."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
