@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.yaml import yaml_load
 
 ROLES = ("nvidia_driver", "torch_env", "runtime_env", "gpu_proof")
 STEPS = ("driver", "torch", "runtime", "proof")
@@ -48,7 +48,6 @@ _ENVIRONMENTS = "torch_env_environments"
 """With an underscore and a word of the user's appended, the same once more, so that every group can have its own."""
 _MOK_PASSWORD = re.compile(r"[!-~]{1,256}")
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 _COLLECTION_PATH = Path(__file__).resolve().parents[2]
 
 
@@ -60,7 +59,7 @@ class InvalidVariables(ValueError):
 def argument_spec(role: str) -> dict[str, Any]:
     """Return the options of a role's entry point ``main``, without its internal ``<role>_plan``."""
     text = (_COLLECTION_PATH / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
-    options = yaml.load(text, Loader=_LOADER)["argument_specs"]["main"].get("options", {})  # noqa: S506  # a safe one
+    options = yaml_load(text)["argument_specs"]["main"].get("options", {})
     return {name: _spec(option) for name, option in options.items() if name != f"{role}_plan"}
 
 

@@ -42,3 +42,11 @@ def over_ssh(host: Host, command: str, user: str = "", typed: str = "") -> str:
     result = subprocess.run(arguments, input=typed, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, f"{command}: {result.stderr}"
     return result.stdout
+
+
+def fingerprint(host: Host) -> str:
+    """Return what a run could have changed: packages, configuration, our folders, accounts."""
+    paths = "/etc /opt /usr/local /var/lib/gpufleet"
+    return host.check_output(
+        f"find {paths} -type f -printf '%p %s %T@\\n' 2>/dev/null | sort | sha256sum; dpkg -l | sha256sum"
+    )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.module_utils.common.yaml import SafeLoader
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance.expressions import (
     Compiled,
     ExpressionError,
@@ -36,7 +37,6 @@ LONGEST_WAIVER = 90
 WARN_BEFORE = 14
 """Days before a waiver ends, from which on the report says so."""
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast; both know the same lines
 _MAX_FILE = 1024 * 1024
 _MAX_NESTING = 20
 _MAX_TEXT = 2000
@@ -154,7 +154,7 @@ def _items(path: Path) -> Sequence[_Entry]:
     try:
         text = content.decode("utf-8")
         _check_events(text, file)
-        node = yaml.compose(text, Loader=_LOADER)
+        node = yaml.compose(text, Loader=SafeLoader)
     except UnicodeDecodeError as error:
         raise PolicyError(file, content.count(b"\n", 0, error.start) + 1, "it is not UTF-8") from None
     except yaml.YAMLError as error:
@@ -169,7 +169,7 @@ def _items(path: Path) -> Sequence[_Entry]:
 def _check_events(text: str, file: str) -> None:
     """Refuse what makes a short file a large document, or says that a value is something other than what it looks like."""
     depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise PolicyError(file, line, "anchors and aliases (& and *) are not allowed")

@@ -6,20 +6,13 @@ import json
 import stat
 
 import pytest
+from checks.hosts import fingerprint
 
 pytestmark = pytest.mark.timeout(900)
 
 CHECK = "playbooks/check_compliance.yml"
 READY, BROKEN = ["ws-5070"], ["ws-1080ti", "ws-mixed", "ws-wsl"]
 ASKED = [*READY, *BROKEN, "ws-clash", "ws-dead"]
-
-
-def fingerprint(host) -> str:
-    """Return what a run could have changed: packages, configuration, our folders, accounts."""
-    paths = "/etc /opt /usr/local /var/lib/gpufleet"
-    return host.check_output(
-        f"find {paths} -type f -printf '%p %s %T@\\n' 2>/dev/null | sort | sha256sum; dpkg -l | sha256sum"
-    )
 
 
 @pytest.fixture(scope="module")

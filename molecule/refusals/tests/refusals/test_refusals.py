@@ -6,19 +6,12 @@ import json
 
 import pytest
 from checks import driver
+from checks.hosts import fingerprint
 
 pytestmark = pytest.mark.timeout(600)  # whole provisioning runs, also on a machine that has more to do
 
 PROVISION = "provision-gpu.yml"
 HOSTS = "ws-clash,ws-nogpu,ws-1080ti"
-
-
-def fingerprint(host) -> str:
-    """Return what a run could have changed: packages, configuration, our folders, accounts."""
-    paths = "/etc /opt /usr/local /var/lib/gpufleet"
-    return host.check_output(
-        f"find {paths} -type f -printf '%p %s %T@\\n' 2>/dev/null | sort | sha256sum; dpkg -l | sha256sum"
-    )
 
 
 @pytest.fixture
