@@ -81,7 +81,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{error} Nothing was judged.") from None
         if not boolean(self._task.args.get("judge", True)):
             return {**result, "rules": len(rules)}
-        folder = locks.folder_for(places).parent / "compliance"
+        folder = history.folder_for(places)
         document = evaluate.assess(
             rules,
             waivers,

@@ -69,9 +69,9 @@ class ActionModule(ActionBase):
         for host, state in ready.items():
             latest = state["after"] if state["after"].get("observation") else state["planned"]
             facts[host] = documents.facts(documents.build(host, {"planned": latest}, [], now, state["required_level"]))
-        folder = locks.folder_for({name: self._templar.template(task_vars.get(name)) for name in locks.PLACES})
+        places = {name: self._templar.template(task_vars.get(name)) for name in locks.PLACES}
         try:
-            history.record_provisioned(folder.parent / "compliance", facts, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+            history.record_provisioned(history.folder_for(places), facts, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         except history.NotKept as error:
             display.warning(f"Compliance will not be able to tell what changed since this run: {error}")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gpufleet.workstation.plugins.plugin_utils import locks
 from ansible_collections.gpufleet.workstation.plugins.plugin_utils.compliance.canonical import OUTCOMES
 
 SCHEMA = 1
@@ -47,6 +48,11 @@ class History:
     """{at, totals, failing: {rule: hosts}} of each run, the oldest first."""
     problems: list[str] = field(default_factory=list)
     """What could not be read, in sentences."""
+
+
+def folder_for(places: Mapping[str, Any]) -> Path:
+    """Where history, records and reports of an inventory lie: beside its locks (``places`` as locks.folder_for takes them)."""
+    return locks.folder_for(places).parent / "compliance"
 
 
 def read(folder: Path) -> History:
